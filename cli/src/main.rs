@@ -1,0 +1,2 @@
+//! The program `infer`.
+fn main() {}
