@@ -88,13 +88,15 @@ def draw(model, case, seed):
                 if leaf == "bias":
                     normal(p, 0.2)
                 else:
-                    normal(p, 0.25, 0.0 if gemma else 1.0)
+                    # gemma adds 1; its embeddings are drawn small (they are scaled by sqrt(hidden)), so the last norm is large
+                    normal(p, 0.25, case.spread - 1.0 if gemma and name == "model.norm.weight" else
+                           0.8 if gemma and "post_" in name else 0.0 if gemma else 1.0)
             elif leaf == "bias" or (p.dim() == 1):
                 normal(p, 0.3)
             elif "embed_positions" in name or "wpe" in name:
                 normal(p, 0.5)
             elif "embed" in name or "wte" in name:
-                normal(p, case.spread / math.sqrt(p.shape[1]) if tied else 1.0)
+                normal(p, (1.0 if gemma else case.spread) / math.sqrt(p.shape[1]) if tied else 1.0)
             elif "lm_head" in name:
                 normal(p, case.spread / math.sqrt(p.shape[1]))
             else:
@@ -226,7 +228,7 @@ def attempt(folder, case, seed):
 
 def make(case, root):
     folder = root / case.name
-    for seed in range(case.seed, case.seed + 60):
+    for seed in range(case.seed, case.seed + 120):
         verdict, expected = attempt(folder, case, seed)
         if expected is not None:
             save_file(expected, folder / "expected.safetensors")
@@ -373,7 +375,80 @@ def core():
                     rope_scaling=longrope(6, 56)))
 
 
-CASES = [core]
+qwen2 = family("Qwen2ForCausalLM", "qwen2", **SIZES, rms_norm_eps=1e-6, hidden_act="silu", tie_word_embeddings=False,
+               rope_theta=1000000.0, use_sliding_window=False, sliding_window=8, max_window_layers=1, torch_dtype="bfloat16")
+qwen3 = family("Qwen3ForCausalLM", "qwen3", **SIZES, head_dim=12, rms_norm_eps=1e-6, hidden_act="silu", tie_word_embeddings=False,
+               rope_theta=1000000.0, rope_scaling=None, attention_bias=False, use_sliding_window=False, sliding_window=None,
+               max_window_layers=2, torch_dtype="bfloat16")
+GEMMA = dict(pad_token_id=0, rms_norm_eps=1e-6, torch_dtype="bfloat16")
+gemma = family("GemmaForCausalLM", "gemma", **SIZES, **GEMMA, head_dim=12, hidden_act="gelu", rope_theta=10000.0)
+gemma2 = family("Gemma2ForCausalLM", "gemma2", **SIZES, **GEMMA, head_dim=12, hidden_activation="gelu_pytorch_tanh",
+                query_pre_attn_scalar=20, sliding_window=10, attn_logit_softcapping=6.0, final_logit_softcapping=10.0,
+                rope_theta=10000.0)
+gemma3 = family("Gemma3ForCausalLM", "gemma3_text", **{**SIZES, "num_hidden_layers": 3}, **GEMMA, head_dim=8,
+                hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=10, sliding_window=10,
+                rope_theta=1000000.0, rope_local_base_freq=10000.0)
+stablelm = family("StableLmForCausalLM", "stablelm", **SIZES, layer_norm_eps=1e-5, hidden_act="silu", tie_word_embeddings=False,
+                  use_qkv_bias=False, qk_layernorm=False, use_parallel_residual=False, partial_rotary_factor=0.25,
+                  rope_theta=10000.0, torch_dtype="bfloat16")
+gpt2 = family("GPT2LMHeadModel", "gpt2", vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=96,
+              activation_function="gelu_new", layer_norm_epsilon=1e-5)
+opt = family("OPTForCausalLM", "opt", vocab_size=101, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+             max_position_embeddings=96, word_embed_proj_dim=32, activation_function="relu", do_layer_norm_before=True,
+             pad_token_id=1, bos_token_id=2, eos_token_id=2, torch_dtype="float16")
+persimmon = family("PersimmonForCausalLM", "persimmon", vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                   num_attention_heads=2, max_position_embeddings=128, layer_norm_eps=1e-5, hidden_act="relu2",
+                   tie_word_embeddings=False, qk_layernorm=True, partial_rotary_factor=0.5, rope_theta=25000.0, torch_dtype="bfloat16")
+
+
+def more():
+    mscale = dict(short_mscale=1.1, long_mscale=1.3)
+    yield Case("phimoe", "Phi-3.5-MoE: sparsemixer with wide jitter (several experts in one softmax), LayerNorm and biases", phimoe())
+    yield Case("phimoe-plain", "sparsemixer with the default jitter 0.01, no biases, absent rope_theta (1000000), 8 experts",
+               phimoe(router_jitter_noise=ABSENT, rope_theta=ABSENT, attention_bias=ABSENT, lm_head_bias=ABSENT,
+                      num_local_experts=8, intermediate_size=20), router=0.3)
+    yield Case("phimoe-longrope-short", "below the original length: short factors times short_mscale",
+               phimoe(max_position_embeddings=1024, rope_scaling=longrope(4, 96, original_max_position_embeddings=96, **mscale)))
+    yield Case("phimoe-longrope-long", "beyond the original length: long factors times long_mscale (the model's own rule), window 30",
+               phimoe(max_position_embeddings=1024, sliding_window=30,
+                      rope_scaling=longrope(4, 40, original_max_position_embeddings=40, **mscale)))
+    yield Case("phimoe-longrope-crossing", "decode crosses the original length",
+               phimoe(max_position_embeddings=1024, num_hidden_layers=1,
+                      rope_scaling=longrope(4, 64, original_max_position_embeddings=64, **mscale)))
+    yield Case("qwen2", "biases on q, k and v only; sliding_window present but not used", qwen2())
+    yield Case("qwen2-window", "use_sliding_window from layer max_window_layers (1 of 3) on, tied head",
+               qwen2(use_sliding_window=True, num_hidden_layers=3, intermediate_size=40, tie_word_embeddings=True))
+    yield Case("qwen3", "RMSNorm on q and k per head, head_dim 12", qwen3())
+    yield Case("qwen3-bias-tied", "attention_bias (q, k, v and o), tied head, window by layer_types",
+               qwen3(attention_bias=True, tie_word_embeddings=True, use_sliding_window=True, sliding_window=9,
+                     layer_types=["sliding_attention", "full_attention"], head_dim=16, num_attention_heads=2, num_key_value_heads=1))
+    yield Case("gemma", "embeddings times sqrt(hidden), norm weight 1 + w, tied without saying so, `gelu` means tanh, head_dim 12", gemma())
+    yield Case("gemma2", "four norms a layer, both soft caps, query_pre_attn_scalar, window on even layers",
+               gemma2(num_hidden_layers=3, intermediate_size=40))
+    yield Case("gemma3", "q and k norms, every third layer global (sliding_window_pattern), rope_local_base_freq, linear scaling on global layers only",
+               gemma3(sliding_window_pattern=3, rope_scaling={"rope_type": "linear", "factor": 4.0}))
+    yield Case("gemma3-layer-types", "layer_types and rope_parameters per layer type (newer writing)",
+               gemma3(layer_types=["full_attention", "sliding_attention", "full_attention"], rope_theta=ABSENT, rope_local_base_freq=ABSENT,
+                      rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 20000.0},
+                                       "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}, head_dim=12))
+    yield Case("stablelm", "LayerNorm with bias, gated MLP, partial rotary 0.25", stablelm())
+    yield Case("stablelm-parallel", "use_parallel_residual: one norm a layer; use_qkv_bias; partial rotary by default (0.25)",
+               stablelm(use_parallel_residual=True, use_qkv_bias=True, partial_rotary_factor=ABSENT))
+    yield Case("stablelm-qk-layernorm", "a LayerNorm without bias for each head of q and k, partial rotary 0.5",
+               stablelm(qk_layernorm=True, partial_rotary_factor=0.5, use_parallel_residual=True))
+    yield Case("gpt2", "weights stored [in, out], names without prefix, stored masks (attn.bias, attn.masked_bias)",
+               gpt2(n_positions=80), edit=with_masks())
+    yield Case("gpt2-prefix", "names with `transformer.`, scale_attn_by_inverse_layer_idx, n_inner, old extra fields",
+               gpt2(scale_attn_by_inverse_layer_idx=True, n_inner=56, n_ctx=96, resid_pdrop=0.1, summary_type="cls_index"))
+    yield Case("opt", "learned positions from 2, ReLU, pre-norm with a final norm, f16", opt(), dtype="f16")
+    yield Case("opt-350m", "post-norm, project_in and project_out, no final norm, names without `model.`",
+               opt(do_layer_norm_before=False, word_embed_proj_dim=24), edit=without_prefix("model."))
+    yield Case("opt-galactica", "gelu, enable_bias false, layer_norm_elementwise_affine false",
+               opt(activation_function="gelu", enable_bias=False, layer_norm_elementwise_affine=False))
+    yield Case("persimmon", "fused qkv [heads, 3, head_dim], LayerNorm on q and k, relu2, partial rotary 0.5", persimmon())
+
+
+CASES = [core, more]
 
 
 def table(cases):
