@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Runs Llama, Mixtral, Phi and their relatives straight from Hugging Face safetensors folders.
+
+pub mod error;
+
+pub use error::{Error, Result};
