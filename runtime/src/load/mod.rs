@@ -1,0 +1,5 @@
+//! From files to checked, typed tensors. Nothing here computes.
+
+mod bytes;
+
+pub use bytes::Bytes;
