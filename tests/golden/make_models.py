@@ -252,6 +252,12 @@ def with_extras(tensors, config, g):
     return tensors
 
 
+def with_own_head(tensors, config, g):
+    """A head that differs from the tied embeddings: the library then uses it."""
+    shape = tensors["model.embed_tokens.weight"].shape
+    return {**tensors, "lm_head.weight": torch.randn(shape, generator=g) * 3.0 / math.sqrt(shape[1])}
+
+
 def without_prefix(prefix):
     return lambda tensors, config, g: {n.removeprefix(prefix): t for n, t in tensors.items()}
 
@@ -322,6 +328,10 @@ def core():
     yield Case("llama-mixed", "bf16, f16 and f32 tensors in one file", llama(attention_bias=True), dtype="mixed")
     yield Case("llama-extras", "ignores rotary_emb.inv_freq and an lm_head beside tied embeddings",
                llama(tie_word_embeddings=True), edit=with_extras)
+    yield Case("llama-tied-own-head", "tie_word_embeddings true but a different lm_head stored: the stored head counts",
+               llama(tie_word_embeddings=True), edit=with_own_head)
+    yield Case("llama-no-prefix", "names without `model.`, tied head, intermediate 20", llama(tie_word_embeddings=True, intermediate_size=20),
+               edit=without_prefix("model."))
     yield Case("llama-rope-linear", "linear rope scaling, older writing with `type`",
                llama(rope_parameters=ABSENT, rope_theta=10000.0, rope_scaling={"type": "linear", "factor": 2.5}))
     yield Case("llama-rope-dynamic", "dynamic NTK within the original length: no effect",
