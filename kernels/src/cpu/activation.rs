@@ -1,0 +1,135 @@
+//! The non-linear functions between two matrix products, over slices.
+
+use super::math::{erf, exp, sigmoid, tanh};
+
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x sigmoid(x), also called swish (Ramachandran et al., arXiv:1710.05941).
+    Silu,
+    /// x/2 (1 + erf(x / sqrt 2)) (Hendrycks and Gimpel, arXiv:1606.08415).
+    Gelu,
+    /// x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), GELU's approximation from the same paper.
+    GeluTanh,
+    /// x sigmoid(1.702 x), the coarser approximation from the same paper.
+    QuickGelu,
+    /// max(x, 0).
+    Relu,
+    /// max(x, 0)^2 (So et al., arXiv:2109.08668).
+    Relu2,
+    /// tanh x.
+    Tanh,
+    /// 1 / (1 + e^-x).
+    Sigmoid,
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
+}
+
+#[inline(always)]
+fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + exp(-1.702 * x))
+}
+
+/// max(x, 0) that keeps NaN, which `f32::max` would hide.
+#[inline(always)]
+fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// Applies the function to each value, in place.
+pub fn activate(kind: Activation, x: &mut [f32]) {
+    // The match is outside the loop, so that each function gets a loop of vector code.
+    fn map(x: &mut [f32], f: impl Fn(f32) -> f32) {
+        x.iter_mut().for_each(|x| *x = f(*x));
+    }
+    match kind {
+        Activation::Silu => map(x, silu),
+        Activation::Gelu => map(x, gelu),
+        Activation::GeluTanh => map(x, gelu_tanh),
+        Activation::QuickGelu => map(x, quick_gelu),
+        Activation::Relu => map(x, relu),
+        Activation::Relu2 => map(x, |x| relu(x) * relu(x)),
+        Activation::Tanh => map(x, tanh),
+        Activation::Sigmoid => map(x, sigmoid),
+    }
+}
+
+/// out = f(gate) * up (Shazeer, arXiv:2002.05202). The slices have one length.
+pub fn activate_gated(kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert_eq!(gate.len(), out.len(), "length of gate, which must be that of the output");
+    assert_eq!(up.len(), out.len(), "length of up, which must be that of the output");
+    out.copy_from_slice(gate);
+    activate(kind, out);
+    out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
+}
+
+/// x = cap * tanh(x / cap), in place (Gemma 2, arXiv:2408.00118, section 2).
+pub fn softcap(x: &mut [f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    x.iter_mut().for_each(|x| *x = cap * tanh(*x * inverse));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_equal_known_values() {
+        // By Python's math module in double precision.
+        let cases: [(Activation, [f32; 4]); 8] = [
+            (Activation::Silu, [-0.142_277_62, -0.188_770_34, 0.311_229_66, 2.857_722_4]),
+            (Activation::Gelu, [-0.004_049_694, -0.154_268_77, 0.345_731_23, 2.995_950_3]),
+            (Activation::GeluTanh, [-0.003_637_392, -0.154_286, 0.345_714, 2.996_362_6]),
+            (Activation::QuickGelu, [-0.018_071_31, -0.149_611_56, 0.350_388_44, 2.981_928_7]),
+            (Activation::Relu, [0.0, 0.0, 0.5, 3.0]),
+            (Activation::Relu2, [0.0, 0.0, 0.25, 9.0]),
+            (Activation::Tanh, [-0.995_054_7, -0.462_117_16, 0.462_117_16, 0.995_054_7]),
+            (Activation::Sigmoid, [0.047_425_874, 0.377_540_67, 0.622_459_33, 0.952_574_13]),
+        ];
+        for (kind, expected) in cases {
+            let mut found = [-3.0, -0.5, 0.5, 3.0];
+            activate(kind, &mut found);
+            let mut gated = [0.0; 4];
+            activate_gated(kind, &[-3.0, -0.5, 0.5, 3.0], &[2.0; 4], &mut gated);
+            for i in 0..4 {
+                assert!((found[i] - expected[i]).abs() < 1e-6, "{kind:?}: {found:?}, expected {expected:?}");
+                assert_eq!(gated[i], 2.0 * found[i], "{kind:?} with a gate");
+            }
+        }
+    }
+
+    #[test]
+    fn far_values_keep_their_limits_and_nan_is_not_hidden() {
+        use Activation::*;
+        for kind in [Silu, Gelu, GeluTanh, QuickGelu, Relu, Relu2, Tanh, Sigmoid] {
+            let mut x = [-1e4, 1e4, f32::NAN];
+            activate(kind, &mut x);
+            let low = if kind == Tanh { -1.0 } else { 0.0 };
+            assert!((x[0] - low).abs() < 1e-6, "{kind:?} of -10000 is {}", x[0]);
+            assert!(x[1] >= 1.0 && x[1].is_finite(), "{kind:?} of 10000 is {}", x[1]);
+            assert!(x[2].is_nan(), "{kind:?} hides NaN");
+        }
+    }
+
+    #[test]
+    fn a_soft_cap_is_near_the_identity_below_and_the_cap_above() {
+        let mut x = [0.01, -1e6, 1e6];
+        softcap(&mut x, 30.0);
+        assert!((x[0] - 0.01).abs() < 1e-8, "{}", x[0]);
+        assert_eq!(x[1..], [-30.0, 30.0]);
+    }
+}

@@ -1,0 +1,217 @@
+//! 4-bit weights: groups of 16 inputs, 4.5 bits a weight and 32 more a row.
+//!
+//! value = row_scale * group_scale * (TABLE[code] + 4 * shift)
+//!
+//! with code in 0..16, group_scale in -32..32 and shift in 0..4. The 16 levels lie closer near zero, like the
+//! weights. They are lopsided: the sign of the group's scale turns them around and the shift moves them, which
+//! fits the extremes of a group at both ends.
+//!
+//! ```text
+//! row:    | row_scale: f32, little-endian | group 0 | group 1 | ...    ceil(cols / 16) groups of 9 bytes
+//! group:  | group_scale: 6 bits (two's complement) << 2 | shift: 2 bits |    one byte
+//!         | 8 bytes: byte i holds code 2i in its low half, code 2i + 1 in its high half |
+//! ```
+//! Codes beyond cols are 0.
+
+use super::sanitize;
+use crate::cpu::matrix::check_length;
+use crate::error::KernelError;
+
+/// Inputs that share a scale and a shift.
+pub const GROUP: usize = 16;
+const GROUP_BYTES: usize = 1 + GROUP / 2;
+const ROW_HEADER: usize = 4;
+
+/// The levels. Made by Lloyd's iteration over groups of 16 normal values: choose the best sign, shift and scale
+/// for each group, move each level to the mean of the weights that chose it, repeat until nothing moves.
+pub const TABLE: [i8; 16] = [-127, -105, -85, -67, -52, -38, -26, -14, -3, 9, 20, 32, 45, 59, 75, 109];
+
+const SHIFTS: i32 = 4;
+const SHIFT_STEP: i32 = 4;
+
+/// The code of the level nearest to y, for 2 y + 256 in 0..512. Levels are integers, so the borders between
+/// them are multiples of one half and the table is exact (a tie goes to the upper level).
+const NEAREST: [u8; 512] = {
+    let mut nearest = [0; 512];
+    let mut i = 0;
+    let mut code = 0;
+    while i < nearest.len() {
+        while code < 15 && i as i32 - 256 >= TABLE[code] as i32 + TABLE[code + 1] as i32 {
+            code += 1;
+        }
+        nearest[i] = code as u8;
+        i += 1;
+    }
+    nearest
+};
+
+fn row_bytes(cols: usize) -> Option<usize> {
+    cols.div_ceil(GROUP).checked_mul(GROUP_BYTES)?.checked_add(ROW_HEADER)
+}
+
+/// The bytes of a packed matrix; None if they overflow.
+pub fn packed_bytes(rows: usize, cols: usize) -> Option<usize> {
+    rows.checked_mul(row_bytes(cols)?)
+}
+
+/// Packs whole rows of `cols` weights into `packed`, which has [`packed_bytes`] for them.
+pub fn quantize_rows(source: &[f32], cols: usize, packed: &mut [u8]) {
+    assert!(cols > 0 && source.len().is_multiple_of(cols), "{} weights in rows of {cols}", source.len());
+    let rows = source.len() / cols;
+    assert_eq!(Some(packed.len()), packed_bytes(rows, cols), "bytes of {rows} packed rows of {cols}");
+    let mut scales = vec![0.0; cols.div_ceil(GROUP)];
+    if let Some(row_bytes) = packed.len().checked_div(rows) {
+        for (weights, packed) in source.chunks_exact(cols).zip(packed.chunks_exact_mut(row_bytes)) {
+            quantize_row(weights, &mut scales, packed);
+        }
+    }
+}
+
+fn quantize_row(weights: &[f32], scales: &mut [f32], packed: &mut [u8]) {
+    let mut values = [0.0; GROUP];
+    for (scale, weights) in scales.iter_mut().zip(weights.chunks(GROUP)) {
+        *scale = search_scale(load(weights, &mut values));
+    }
+    // The largest magnitude becomes 31 or -31, so that neither sign is clipped.
+    let largest = scales.iter().fold(0.0f32, |a, s| a.max(s.abs()));
+    let row_scale = largest / 31.0;
+    let (header, groups) = packed.split_at_mut(ROW_HEADER);
+    header.copy_from_slice(&row_scale.to_le_bytes());
+    for ((scale, weights), packed) in scales.iter().zip(weights.chunks(GROUP)).zip(groups.as_chunks_mut().0) {
+        pack_group(load(weights, &mut values), *scale, row_scale, packed);
+    }
+}
+
+/// The weights of a group, without what cannot be searched.
+fn load<'a>(weights: &[f32], values: &'a mut [f32; GROUP]) -> &'a [f32] {
+    values.iter_mut().zip(weights).for_each(|(value, weight)| *value = sanitize(*weight));
+    &values[..weights.len()]
+}
+
+/// The code whose level is nearest to `y`.
+#[inline(always)]
+fn nearest(y: f32) -> usize {
+    // `as` cuts to the range of the type and takes NaN to 0.
+    let cell = (2.0 * y + 256.0).clamp(0.0, 511.0) as u16 as usize;
+    NEAREST[cell & 511] as usize
+}
+
+#[inline(always)]
+fn level(code: usize, shift: i32) -> f32 {
+    (TABLE[code & 15] as i32 + SHIFT_STEP * shift) as f32
+}
+
+/// The least-squares scale of a group: over both signs, the four shifts and fifteen first guesses of the scale,
+/// codes are the nearest levels and the scale is then fitted to them; the one with the least error wins.
+fn search_scale(weights: &[f32]) -> f32 {
+    let largest = weights.iter().fold(0.0f32, |a, w| a.max(w.abs()));
+    if largest == 0.0 {
+        return 0.0;
+    }
+    let mut unit = [0.0; GROUP]; // In units of the largest, so that tiny and huge weights stay in range.
+    unit.iter_mut().zip(weights).for_each(|(unit, weight)| *unit = weight / largest);
+    let unit = &unit[..weights.len()];
+    let (mut most_removed, mut scale) = (0.0f32, 0.0f32);
+    for guess in 0..15 {
+        // The largest weight lands between 70 and 154; the levels reach from 127 down and 121 up.
+        let magnitude = (70 + 6 * guess) as f32;
+        for inverse in [magnitude, -magnitude] {
+            for shift in 0..SHIFTS {
+                let offset = (SHIFT_STEP * shift) as f32;
+                let (mut cross, mut square) = (0.0f32, 0.0f32);
+                for unit in unit {
+                    let q = level(nearest(unit * inverse - offset), shift);
+                    cross += unit * q;
+                    square += q * q;
+                }
+                // min over s of |w - s q|^2 is |w|^2 - (w q)^2 / q^2, at s = w q / q^2.
+                let removed = cross * cross / square;
+                if removed > most_removed {
+                    (most_removed, scale) = (removed, cross / square);
+                }
+            }
+        }
+    }
+    scale * largest
+}
+
+/// Chooses the integer scale, shift and codes of a group for a fixed row scale: of the integers next to the
+/// fitted scale and of all shifts, those with the least error.
+fn pack_group(weights: &[f32], scale: f32, row_scale: f32, packed: &mut [u8; GROUP_BYTES]) {
+    packed.fill(0);
+    if row_scale == 0.0 {
+        return;
+    }
+    let middle = (scale / row_scale).round() as i32;
+    let mut least = f32::INFINITY;
+    let mut best = (0, 0);
+    for factor in middle - 1..=middle + 1 {
+        for shift in 0..SHIFTS {
+            let error = weights.iter().map(|weight| {
+                let target = weight / row_scale;
+                let value = factor as f32 * level(code(target, factor, shift), shift);
+                (target - value) * (target - value)
+            });
+            let error = error.sum();
+            if (-32..32).contains(&factor) && error < least {
+                (least, best) = (error, (factor, shift));
+            }
+        }
+    }
+    let (factor, shift) = best;
+    let (head, codes) = packed.split_at_mut(1);
+    head[0] = (factor << 2 | shift) as u8;
+    for (i, weight) in weights.iter().enumerate() {
+        codes[i / 2] |= (code(weight / row_scale, factor, shift) as u8) << (4 * (i % 2));
+    }
+}
+
+/// The code for a weight in units of the row's scale.
+fn code(target: f32, factor: i32, shift: i32) -> usize {
+    if factor == 0 { 0 } else { nearest(target / factor as f32 - (SHIFT_STEP * shift) as f32) }
+}
+
+/// A borrowed packed matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Int4Ref<'a> {
+    bytes: &'a [u8],
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Int4Ref<'a> {
+    /// A matrix over packed bytes: [`KernelError::Length`] or [`KernelError::TooLarge`] if they do not fit the shape.
+    pub fn new(bytes: &'a [u8], rows: usize, cols: usize) -> Result<Self, KernelError> {
+        check_length("int4", rows, cols, packed_bytes(rows, cols), bytes.len())?;
+        Ok(Int4Ref { bytes, rows, cols })
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Writes the values `start..start + out.len()` of a row; `start` is a multiple of [`GROUP`].
+    pub fn dequantize(&self, row: usize, start: usize, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
+        assert!(start.is_multiple_of(GROUP), "column {start} is inside a group of {GROUP}");
+        assert!(start + out.len() <= self.cols, "columns {start}..{} of {}", start + out.len(), self.cols);
+        let row_bytes = self.bytes.len() / self.rows;
+        let (header, groups) = self.bytes[row * row_bytes..][..row_bytes].split_at(ROW_HEADER);
+        let row_scale = header.try_into().map_or(0.0, f32::from_le_bytes);
+        let groups = &groups.as_chunks::<GROUP_BYTES>().0[start / GROUP..];
+        for (out, [head, codes @ ..]) in out.chunks_mut(GROUP).zip(groups) {
+            let scale = row_scale * (*head as i8 >> 2) as f32;
+            let shift = (*head & 3) as i32;
+            for (out, byte) in out.chunks_mut(2).zip(codes) {
+                let pair = [byte & 15, byte >> 4];
+                out.iter_mut().zip(pair).for_each(|(out, code)| *out = scale * level(code as usize, shift));
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Attention against its definition in double precision.
+
+use infer_kernels::{AttentionShape, BLOCK_TOKENS, BlockTable, Isa, KvBlock, KvLayout, KvType, QueryRow, Team, attend};
+
+/// Sequences whose keys and values are in a pool, with the stored values beside them.
+struct Cache {
+    layout: KvLayout,
+    pool: Vec<KvBlock>,
+    tables: Vec<Vec<u32>>,
+    /// [sequence][position] = (key, value), as stored.
+    tokens: Vec<Vec<(Vec<f32>, Vec<f32>)>>,
+}
+
+fn number(seed: usize) -> f32 {
+    let z = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (z >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+const LAYER: usize = 1;
+
+impl Cache {
+    fn new(layout: KvLayout, lengths: &[usize]) -> Cache {
+        let n = layout.n_kv_heads * layout.head_dim;
+        let n_blocks: usize = lengths.iter().map(|len| len.div_ceil(BLOCK_TOKENS)).sum();
+        let mut pool: Vec<KvBlock> = (0..n_blocks).map(|_| KvBlock::new(&layout)).collect();
+        // What lies in slots that no token was written to must not matter.
+        for block in &mut pool {
+            for slot in 0..BLOCK_TOKENS {
+                block.write(&layout, LAYER, slot, &vec![f32::NAN; n], &vec![f32::INFINITY; n]);
+            }
+        }
+        let (mut tables, mut tokens, mut used) = (Vec::new(), Vec::new(), 0);
+        for (sequence, len) in lengths.iter().enumerate() {
+            let n_blocks_here = len.div_ceil(BLOCK_TOKENS);
+            // Backwards, so that a table is not the identity.
+            let table: Vec<u32> = (0..n_blocks_here).map(|i| (n_blocks - 1 - used - i) as u32).collect();
+            used += n_blocks_here;
+            let mut stored = Vec::new();
+            for position in 0..*len {
+                let value =
+                    |part: usize| (0..n).map(|i| number(((sequence * 4096 + position) * 2 + part) * n + i)).collect();
+                let (mut key, mut value): (Vec<f32>, Vec<f32>) = (value(0), value(1));
+                let block = &mut pool[table[position / BLOCK_TOKENS] as usize];
+                block.write(&layout, LAYER, position % BLOCK_TOKENS, &key, &value);
+                block.read(&layout, LAYER, position % BLOCK_TOKENS, &mut key, &mut value);
+                stored.push((key, value));
+            }
+            tables.push(table);
+            tokens.push(stored);
+        }
+        Cache { layout, pool, tables, tokens }
+    }
+
+    fn run(&self, isa: Isa, threads: usize, shape: &AttentionShape, q: &[f32], rows: &[QueryRow]) -> Vec<f32> {
+        let row_len = shape.n_heads * shape.head_dim;
+        let q_stride = q.len() / rows.len();
+        // With a window, blocks that no row can see have been given back.
+        let table = |(sequence, table): (usize, &'_ Vec<u32>)| {
+            let first = rows.iter().filter(|row| row.sequence == sequence).map(|row| row.position).min().unwrap_or(0);
+            let hidden = shape.window.map_or(0, |window| (first + 1).saturating_sub(window) / BLOCK_TOKENS);
+            (hidden, table[hidden..].to_vec())
+        };
+        let held: Vec<_> = self.tables.iter().enumerate().map(table).collect();
+        let tables: Vec<_> = held.iter().map(|(first, t)| BlockTable { first_block: *first, blocks: t }).collect();
+        let mut out = vec![f32::NAN; rows.len() * row_len];
+        let team = Team::new(threads, isa).unwrap();
+        team.run(|crew| attend(crew, shape, &self.layout, LAYER, q, q_stride, rows, &tables, &self.pool, &mut out));
+        out
+    }
+
+    /// One row by the definition.
+    fn exact(&self, shape: &AttentionShape, q: &[f32], row: QueryRow) -> Vec<f64> {
+        let d = shape.head_dim;
+        let mut out = Vec::new();
+        for head in 0..shape.n_heads {
+            let kv = head / (shape.n_heads / shape.n_kv_heads) * d;
+            let visible = |j: &usize| shape.window.is_none_or(|window| row.position - j < window);
+            let keys: Vec<usize> = (0..=row.position).filter(visible).collect();
+            let tokens = &self.tokens[row.sequence];
+            let score = |j: &usize| {
+                let products =
+                    q[head * d..][..d].iter().zip(&tokens[*j].0[kv..][..d]).map(|(a, b)| *a as f64 * *b as f64);
+                let score = shape.scale as f64 * products.sum::<f64>();
+                shape.softcap.map_or(score, |cap| cap as f64 * (score / cap as f64).tanh())
+            };
+            let scores: Vec<f64> = keys.iter().map(score).collect();
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..d {
+                let sum: f64 = weights.iter().zip(&keys).map(|(w, j)| w * tokens[*j].1[kv + i] as f64).sum();
+                out.push(sum / total);
+            }
+        }
+        out
+    }
+}
+
+struct Case {
+    kv_type: KvType,
+    heads: (usize, usize, usize),
+    window: Option<usize>,
+    softcap: Option<f32>,
+    /// (sequence, positions) of the batch's rows.
+    rows: Vec<(usize, std::ops::Range<usize>)>,
+    lengths: Vec<usize>,
+}
+
+fn cases() -> Vec<Case> {
+    let case = |kv_type, heads, window, softcap, lengths: &[usize], rows: &[(usize, std::ops::Range<usize>)]| Case {
+        kv_type,
+        heads,
+        window,
+        softcap,
+        rows: rows.to_vec(),
+        lengths: lengths.to_vec(),
+    };
+    use KvType::*;
+    vec![
+        // The first token, a decoded token, a prefill, a chunk of one, several sequences at once.
+        case(F32, (1, 1, 2), None, None, &[1], &[(0, 0..1)]),
+        case(F32, (4, 2, 20), None, None, &[70], &[(0, 69..70)]),
+        case(F16, (8, 1, 64), None, None, &[100], &[(0, 0..100)]),
+        case(Bf16, (6, 6, 80), None, None, &[90], &[(0, 33..90)]),
+        case(F32, (6, 2, 36), None, None, &[40, 17, 130], &[(0, 39..40), (2, 100..130), (1, 0..17)]),
+        case(F16, (3, 3, 16), None, Some(2.0), &[50], &[(0, 10..50)]),
+        // Windows: of one, smaller and larger than a block, than the step, than the sequence.
+        case(F32, (2, 1, 8), Some(1), None, &[40], &[(0, 0..40)]),
+        case(F32, (2, 1, 8), Some(1), None, &[40], &[(0, 37..38)]),
+        case(F16, (2, 2, 8), Some(5), None, &[60], &[(0, 30..60)]),
+        case(F32, (4, 2, 24), Some(50), Some(5.0), &[200, 30], &[(0, 150..200), (1, 29..30)]),
+        case(F32, (4, 2, 24), Some(999), None, &[90], &[(0, 80..90)]),
+        // Keys in several parts; with a window that hides whole parts from some rows.
+        case(F16, (8, 2, 32), None, None, &[1500, 20], &[(0, 1499..1500), (1, 19..20)]),
+        case(F32, (1, 1, 18), Some(40), None, &[1500], &[(0, 900..960)]),
+        // Enough tiles that keys are not split.
+        case(F32, (8, 8, 8), None, None, &[700], &[(0, 200..700)]),
+    ]
+}
+
+fn query_rows(case: &Case) -> Vec<QueryRow> {
+    let rows = case.rows.iter().cloned();
+    rows.flat_map(|(sequence, positions)| positions.map(move |position| QueryRow { sequence, position })).collect()
+}
+
+#[test]
+fn attention_equals_its_definition() {
+    for (index, case) in cases().iter().enumerate() {
+        let (n_heads, n_kv_heads, head_dim) = case.heads;
+        let layout = KvLayout { n_layers: 3, n_kv_heads, head_dim, kv_type: case.kv_type };
+        let cache = Cache::new(layout, &case.lengths);
+        let scale = 2.0 / (head_dim as f32).sqrt();
+        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, softcap: case.softcap, window: case.window };
+        let rows = query_rows(case);
+        // Rows of q hold more than the queries (keys and values of a fused projection).
+        let q_stride = n_heads * head_dim + 5;
+        let q: Vec<f32> = (0..rows.len() * q_stride).map(|i| 3.0 * number(i + 77)).collect();
+        for isa in Isa::available() {
+            let out = cache.run(isa, 1, &shape, &q, &rows);
+            assert_eq!(out, cache.run(isa, 3, &shape, &q, &rows), "case {index}, {}: threads", isa.name());
+            for (i, row) in rows.iter().enumerate() {
+                let q = &q[i * q_stride..][..q_stride];
+                let found = &out[i * n_heads * head_dim..][..n_heads * head_dim];
+                let alone = cache.run(isa, 2, &shape, q, &[*row]);
+                for (j, expected) in cache.exact(&shape, q, *row).iter().enumerate() {
+                    let error = (found[j] as f64 - expected).abs();
+                    assert!(
+                        error < 2e-6,
+                        "case {index}, {}, {row:?}, value {j}: {} is not {expected}",
+                        isa.name(),
+                        found[j]
+                    );
+                    let moved = (found[j] - alone[j]).abs();
+                    assert!(
+                        moved < 1e-5,
+                        "case {index}, {}, {row:?}, value {j}: the batch moves it by {moved:e}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_and_tables_that_do_not_agree_are_named() {
+    let layout = KvLayout { n_layers: 1, n_kv_heads: 1, head_dim: 4, kv_type: KvType::F32 };
+    let shape = AttentionShape { n_heads: 1, n_kv_heads: 1, head_dim: 4, scale: 1.0, softcap: None, window: Some(20) };
+    let pool = [KvBlock::new(&layout)];
+    let team = Team::new(1, Isa::best()).unwrap();
+    let cases: [(usize, usize, &[u32], &str); 3] = [
+        (16, 0, &[0], "keys 0..=16 of a cache of 0..16"),
+        (40, 2, &[0], "keys 21..=40 of a cache of 32..48"),
+        (3, 0, &[1], "beyond the pool's 1"),
+    ];
+    for (position, first_block, blocks, message) in cases {
+        let rows = [QueryRow { sequence: 0, position }];
+        let tables = [BlockTable { first_block, blocks }];
+        let mut out = [0.0; 4];
+        let run = || team.run(|crew| attend(crew, &shape, &layout, 0, &[0.0; 4], 4, &rows, &tables, &pool, &mut out));
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+        let text = panic.downcast_ref::<String>().unwrap();
+        assert!(text.contains(message), "position {position}: {text}");
+    }
+}

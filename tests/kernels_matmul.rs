@@ -1,0 +1,188 @@
+//! Matrix products against sums in double precision: every format, every tier of this CPU, shapes that are a
+//! multiple of nothing.
+
+use half::{bf16, f16};
+use infer_kernels::quant::{int4, int8};
+use infer_kernels::{Dense, Isa, MatrixRef, Projection, Store, Team, matmul};
+
+/// Reproducible numbers (Steele et al., SplitMix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// In -1..1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+}
+
+const FORMATS: [&str; 5] = ["f32", "f16", "bf16", "int8", "int4"];
+
+/// The weights of one projection, in all formats.
+struct Weights {
+    rows: usize,
+    cols: usize,
+    f32: Vec<f32>,
+    f16: Vec<f16>,
+    bf16: Vec<bf16>,
+    int8: Vec<u8>,
+    int4: Vec<u8>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Weights {
+    fn random(numbers: &mut Numbers, rows: usize, cols: usize) -> Weights {
+        let f32 = numbers.floats(rows * cols);
+        let mut packed =
+            (vec![0; int8::packed_bytes(rows, cols).unwrap()], vec![0; int4::packed_bytes(rows, cols).unwrap()]);
+        int8::quantize_rows(&f32, cols, &mut packed.0);
+        int4::quantize_rows(&f32, cols, &mut packed.1);
+        Weights {
+            rows,
+            cols,
+            f16: f32.iter().map(|v| f16::from_f32(*v)).collect(),
+            bf16: f32.iter().map(|v| bf16::from_f32(*v)).collect(),
+            int8: packed.0,
+            int4: packed.1,
+            bias: (numbers.below(2) == 1).then(|| numbers.floats(rows)),
+            f32,
+        }
+    }
+
+    fn projection(&self, format: &str) -> Projection<'_> {
+        let (rows, cols) = (self.rows, self.cols);
+        let weight = match format {
+            "f32" => MatrixRef::F32(Dense::new(&self.f32, rows, cols).unwrap()),
+            "f16" => MatrixRef::F16(Dense::new(&self.f16, rows, cols).unwrap()),
+            "bf16" => MatrixRef::Bf16(Dense::new(&self.bf16, rows, cols).unwrap()),
+            "int8" => MatrixRef::int8(&self.int8, rows, cols).unwrap(),
+            _ => MatrixRef::int4(&self.int4, rows, cols).unwrap(),
+        };
+        Projection { weight, bias: self.bias.as_deref() }
+    }
+}
+
+/// The product by its definition, over the weights' stored values.
+fn exact(x: &[f32], n_tokens: usize, group: &[Projection<'_>], old: Option<&[f32]>) -> Vec<f64> {
+    let cols = group[0].weight.cols();
+    let mut out = Vec::new();
+    for t in 0..n_tokens {
+        for p in group {
+            for r in 0..p.weight.rows() {
+                let mut weights = vec![0.0; cols];
+                p.weight.row_to_f32(r, &mut weights);
+                let products = x[t * cols..][..cols].iter().zip(&weights).map(|(x, w)| *x as f64 * *w as f64);
+                let sum = products.sum::<f64>() + p.bias.map_or(0.0, |bias| bias[r] as f64);
+                out.push(sum + old.map_or(0.0, |old| old[out.len()] as f64));
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn products_of_every_format_and_tier_equal_sums_in_double_precision() {
+    let mut numbers = Numbers(1);
+    let mut shapes = vec![(1, 1, 1), (1, 16, 256), (4, 17, 257), (5, 16, 8), (6, 64, 512), (13, 65, 300), (12, 1, 1)];
+    for _ in 0..40 {
+        shapes.push((1 + numbers.below(40), 1 + numbers.below(70), 1 + numbers.below(300)));
+    }
+    for isa in Isa::available() {
+        let team = Team::new(2, isa).unwrap();
+        for (n_tokens, rows, cols) in &shapes {
+            let parts: Vec<Weights> =
+                (0..1 + numbers.below(3)).map(|i| Weights::random(&mut numbers, rows + 3 * i, *cols)).collect();
+            let x = numbers.floats(n_tokens * cols);
+            let old = numbers.floats(n_tokens * parts.iter().map(|p| p.rows).sum::<usize>());
+            for (i, format) in FORMATS.iter().enumerate() {
+                // A group may mix formats.
+                let format_of = |j: usize| FORMATS[(i + j * (rows % 2)) % FORMATS.len()];
+                let group: Vec<_> = parts.iter().enumerate().map(|(j, p)| p.projection(format_of(j))).collect();
+                for store in [Store::Set, Store::Add] {
+                    let mut out = old.clone();
+                    team.run(|crew| matmul(crew, &x, *n_tokens, &group, store, &mut out));
+                    let expected = exact(&x, *n_tokens, &group, (store == Store::Add).then_some(&old));
+                    for (i, (found, expected)) in out.iter().zip(&expected).enumerate() {
+                        // Values are at most 1, so rounding grows at most with the number of them.
+                        let bound = 1e-6 * (4.0 + (*cols as f64).sqrt());
+                        assert!(
+                            (*found as f64 - expected).abs() < bound,
+                            "{} {format} {store:?}, {n_tokens} tokens, {rows} x {cols}, output {i}: {found}, expected {expected}",
+                            isa.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn results_are_bit_equal_for_any_number_of_threads() {
+    let mut numbers = Numbers(2);
+    for isa in Isa::available() {
+        for n_tokens in [1, 3, 40, 700] {
+            let weights = Weights::random(&mut numbers, 150, 290);
+            let x = numbers.floats(n_tokens * 290);
+            for format in FORMATS {
+                let run = |threads: usize| {
+                    let mut out = vec![0.0; n_tokens * 150];
+                    let group = [weights.projection(format)];
+                    Team::new(threads, isa)
+                        .unwrap()
+                        .run(|crew| matmul(crew, &x, n_tokens, &group, Store::Set, &mut out));
+                    out
+                };
+                let one = run(1);
+                for threads in [2, 3, 7] {
+                    assert_eq!(one, run(threads), "{} {format} {n_tokens} tokens, {threads} threads", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_passed_on() {
+    for isa in Isa::available() {
+        let team = Team::new(1, isa).unwrap();
+        for n_tokens in [1, 5] {
+            let weights = vec![1.0f32; 3 * 20];
+            let mut x = vec![1.0; n_tokens * 20];
+            x[19] = f32::NAN;
+            let mut out = vec![0.0; n_tokens * 3];
+            let group = [Projection { weight: MatrixRef::F32(Dense::new(&weights, 3, 20).unwrap()), bias: None }];
+            team.run(|crew| matmul(crew, &x, n_tokens, &group, Store::Set, &mut out));
+            assert!(out[..3].iter().all(|v| v.is_nan()), "{}, {n_tokens} tokens: {out:?}", isa.name());
+            assert!(out[3..].iter().all(|v| *v == 20.0), "{}, {n_tokens} tokens: {out:?}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_agree_are_named() {
+    let team = Team::new(1, Isa::best()).unwrap();
+    let weights = vec![0.0f32; 12];
+    let group = [Projection { weight: MatrixRef::F32(Dense::new(&weights, 3, 4).unwrap()), bias: None }];
+    for (inputs, outputs) in [(5, 3), (4, 4)] {
+        let (x, mut out) = (vec![0.0; inputs], vec![0.0; outputs]);
+        let run = || team.run(|crew| matmul(crew, &x, 1, &group, Store::Set, &mut out));
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+        let text = panic.downcast_ref::<String>().unwrap();
+        assert!(text.contains("of 1 tokens of"), "{inputs} inputs, {outputs} outputs: {text}");
+    }
+}

@@ -1,0 +1,122 @@
+//! The quantized formats: their layout, their error, and weights that no model should have.
+
+use infer_kernels::MatrixRef;
+use infer_kernels::quant::{int4, int8};
+
+/// Normally distributed numbers (Box and Muller) from SplitMix64.
+fn normal(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut uniform = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 + 1e-17
+    };
+    (0..n).map(|_| ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32).collect()
+}
+
+fn int8_values(source: &[f32], cols: usize) -> Vec<f32> {
+    let rows = source.len() / cols;
+    let mut packed = vec![0xff; int8::packed_bytes(rows, cols).unwrap()];
+    int8::quantize_rows(source, cols, &mut packed);
+    values(MatrixRef::int8(&packed, rows, cols).unwrap())
+}
+
+fn int4_values(source: &[f32], cols: usize) -> Vec<f32> {
+    let rows = source.len() / cols;
+    let mut packed = vec![0xff; int4::packed_bytes(rows, cols).unwrap()];
+    int4::quantize_rows(source, cols, &mut packed);
+    values(MatrixRef::int4(&packed, rows, cols).unwrap())
+}
+
+fn values(matrix: MatrixRef<'_>) -> Vec<f32> {
+    let mut out = vec![f32::NAN; matrix.rows() * matrix.cols()];
+    out.chunks_exact_mut(matrix.cols()).enumerate().for_each(|(row, out)| matrix.row_to_f32(row, out));
+    out
+}
+
+/// Sum of squared errors over sum of squares.
+fn relative_error(source: &[f32], found: &[f32]) -> f64 {
+    let error: f64 = source.iter().zip(found).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum();
+    error / source.iter().map(|a| (*a as f64).powi(2)).sum::<f64>()
+}
+
+#[test]
+fn the_layouts_are_those_of_the_specification() {
+    // int8: scale 1.0 = 0x3c00, largest weight 127.
+    let mut packed = vec![0xff; int8::packed_bytes(1, 3).unwrap()];
+    int8::quantize_rows(&[127.0, -3.0, 0.4], 3, &mut packed);
+    let mut expected = vec![0x00, 0x3c, 127, 253];
+    expected.resize(34, 0);
+    assert_eq!(packed, expected);
+
+    // int4, built by hand: row scale 0.5; group 0 with scale -3 and shift 2, group 1 with scale 31 and shift 0.
+    let mut packed = 0.5f32.to_le_bytes().to_vec();
+    packed.extend([(-3i8 << 2) as u8 | 2, 0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe]);
+    packed.extend([31 << 2, 0xf0, 0, 0, 0, 0, 0, 0, 0]);
+    let found = values(MatrixRef::int4(&packed, 1, 18).unwrap());
+    let group_0 = int4::TABLE.map(|level| 0.5 * -3.0 * (level as f32 + 8.0));
+    let group_1 = [int4::TABLE[0], int4::TABLE[15]].map(|level| 0.5 * 31.0 * level as f32);
+    assert_eq!(found, [&group_0[..], &group_1[..]].concat());
+}
+
+#[test]
+fn errors_are_those_of_the_design() {
+    let cols = 4096;
+    let source = normal(32 * cols, 5);
+    // 16 levels with shifts were simulated at 0.35 % of the squares; plain int8 in groups of 32 is near 0.0045 %.
+    let int4 = relative_error(&source, &int4_values(&source, cols));
+    assert!(int4 < 0.0035, "int4: {int4}");
+    let int8 = relative_error(&source, &int8_values(&source, cols));
+    assert!(int8 < 5e-5, "int8: {int8}");
+}
+
+#[test]
+fn rows_are_independent_and_results_repeat() {
+    for cols in [1, 15, 16, 33, 100] {
+        let source = normal(7 * cols, cols as u64);
+        let pack = |rows: std::ops::Range<usize>| {
+            let mut packed = (
+                vec![0; int8::packed_bytes(rows.len(), cols).unwrap()],
+                vec![0; int4::packed_bytes(rows.len(), cols).unwrap()],
+            );
+            int8::quantize_rows(&source[rows.start * cols..rows.end * cols], cols, &mut packed.0);
+            int4::quantize_rows(&source[rows.start * cols..rows.end * cols], cols, &mut packed.1);
+            packed
+        };
+        let (whole, first, rest) = (pack(0..7), pack(0..3), pack(3..7));
+        assert_eq!(whole.0, [first.0, rest.0].concat(), "int8, rows of {cols}");
+        assert_eq!(whole.1, [first.1, rest.1].concat(), "int4, rows of {cols}");
+    }
+}
+
+#[test]
+fn weights_that_no_model_should_have_give_defined_values() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let tiny = f32::from_bits(1);
+    // (name, weights, largest error allowed relative to the row's largest finite weight: int8, int4)
+    let cases: [(&str, Vec<f32>, f32, f32); 9] = [
+        ("zeros", vec![0.0; 50], 0.0, 0.0),
+        ("one weight", vec![-0.7], 0.004, 0.02),
+        ("all equal", vec![0.25; 47], 0.004, 0.02),
+        ("one outlier", (0..64).map(|i| if i == 9 { 1e6 } else { 0.01 }).collect(), 0.005, 0.1),
+        ("alternating", (0..40).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect(), 0.004, 0.2),
+        ("denormal", vec![tiny, -tiny, 3.0 * tiny, 1e-40], 1.0, 1.0),
+        ("beyond f16", vec![65504.0 * 127.0, 1.0, -65504.0 * 127.0], 0.005, 0.1),
+        ("huge", vec![f32::MAX, 1.0, -f32::MAX], 1.0, 1.0),
+        ("not finite", vec![nan, inf, -inf, 1.0, -1.0], 0.005, 0.1),
+    ];
+    for (name, source, int8_bound, int4_bound) in cases {
+        let largest = source.iter().filter(|w| w.is_finite()).fold(0.0f32, |a, w| a.max(w.abs()));
+        for (format, found, bound) in [
+            ("int8", int8_values(&source, source.len()), int8_bound),
+            ("int4", int4_values(&source, source.len()), int4_bound),
+        ] {
+            for (weight, found) in source.iter().zip(&found) {
+                let expected = if weight.is_finite() { *weight } else { 0.0 };
+                let near = found.is_finite() && (found - expected).abs() <= bound * largest;
+                assert!(near, "{format}, {name}: {weight} became {found}");
+            }
+        }
+    }
+}
