@@ -13,8 +13,8 @@ use std::path::Path;
 use serde_json::json;
 
 /// What differs between the shapes: layers, hidden, intermediate, heads, key/value heads, vocabulary.
-const SHAPES: &[(&str, [usize; 6])] =
-    &[("tinyllama-1.1b", [22, 2048, 5632, 32, 4, 32_000]), ("llama-3-8b", [32, 4096, 14_336, 32, 8, 128_256])];
+const SHAPES: [(&str, [usize; 6]); 2] =
+    [("tinyllama-1.1b", [22, 2048, 5632, 32, 4, 32_000]), ("llama-3-8b", [32, 4096, 14_336, 32, 8, 128_256])];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
