@@ -1,0 +1,549 @@
+//! The CPU: activations in f32, one team of threads, every operation a loop over tiles with one barrier.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
+use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvBlock};
+use infer_kernels::cpu::matmul::{Projection, Store, matmul};
+use infer_kernels::cpu::team::{Crew, Team};
+use infer_kernels::cpu::{activation, moe, norm, rope};
+
+use super::KvAddress;
+use super::batch::Batch;
+use crate::kv_cache::{BlockCopy, KvPool, LayerSlot};
+use crate::model::linear::{Linear, Weight};
+use crate::model::spec::{self, Block, NormKind, Spec};
+use crate::model::weights::{FeedForward, LayerWeights, MlpWeights, Norm, Weights};
+
+/// Weights, threads and cache memory of a model on the CPU.
+pub(crate) struct CpuBackend {
+    spec: Arc<Spec>,
+    weights: Weights,
+    slots: Vec<LayerSlot>,
+    team: Team,
+    /// Held for one whole pass.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The cache blocks of each layer group.
+    blocks: Vec<Vec<KvBlock>>,
+    buffers: Buffers,
+}
+
+/// Activations of one batch, kept from pass to pass.
+#[derive(Default)]
+struct Buffers {
+    /// The residual stream, [n_rows, hidden_size].
+    x: Vec<f32>,
+    /// The input of the projections, [n_rows, hidden_size].
+    normed: Vec<f32>,
+    /// Query, key and value heads, [n_rows, (n_heads + 2 n_kv_heads) * head_dim].
+    qkv: Vec<f32>,
+    /// [n_rows, n_heads * head_dim].
+    attended: Vec<f32>,
+    /// Gate and up, [n_rows, 2 * intermediate].
+    gate_up: Vec<f32>,
+    /// [n_rows, intermediate].
+    activated: Vec<f32>,
+    /// The output of a half-layer before it is added, [n_rows, hidden_size].
+    branch: Vec<f32>,
+    /// [n_rows, n_experts].
+    router_logits: Vec<f32>,
+    /// The experts of each row and their weights, [n_rows, n_chosen].
+    experts: Vec<u32>,
+    expert_weights: Vec<f32>,
+    /// Rows of one expert: their inputs and outputs, [its rows, hidden_size].
+    gathered: Vec<f32>,
+    expert_output: Vec<f32>,
+    projection: ProjectionScratch,
+}
+
+/// Room for factored projections.
+#[derive(Default)]
+struct ProjectionScratch {
+    /// inner * x, [n_rows, rank].
+    inner: Vec<f32>,
+    /// One member of a group, [n_rows, its rows], before it is moved beside the others.
+    member: Vec<f32>,
+}
+
+impl CpuBackend {
+    pub fn new(spec: Arc<Spec>, weights: Weights, slots: Vec<LayerSlot>, team: Team) -> CpuBackend {
+        CpuBackend { spec, weights, slots, team, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A pass that panicked leaves buffers that the next pass overwrites, so a poisoned lock is as good.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`super::Backend::run`].
+    pub fn run(
+        &self,
+        pool: &KvPool,
+        batch: &Batch<'_>,
+        logits: &mut Vec<f32>,
+        pass: impl FnOnce(CpuPass<'_>) + Send,
+    ) {
+        let mut state = self.state();
+        let State { blocks, buffers } = &mut *state;
+        make_blocks(pool, blocks);
+        let queries = batch.positions.iter().zip(&batch.row_sequence);
+        let queries: Vec<QueryRow> =
+            queries.map(|(&position, &sequence)| QueryRow { sequence, position }).collect();
+        let tables = |group: usize| {
+            let lists = batch.sequences.iter().map(|sequence| sequence.list(group));
+            lists.map(|list| BlockTable { first_block: list.first_block, blocks: &list.blocks }).collect()
+        };
+        let tables: Vec<Vec<BlockTable<'_>>> = (0..pool.groups().len()).map(tables).collect();
+        self.team.run(|crew| {
+            pass(CpuPass { crew, backend: self, pool, batch, queries: &queries, tables: &tables, blocks, buffers, logits })
+        });
+    }
+
+    /// See [`super::Backend::copy_blocks`].
+    pub fn copy_blocks(&self, pool: &KvPool, copies: &[BlockCopy]) {
+        if copies.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        make_blocks(pool, &mut state.blocks);
+        for copy in copies {
+            let blocks = &mut state.blocks[copy.group];
+            if let Ok([from, to]) = blocks.get_disjoint_mut([copy.from as usize, copy.to as usize]) {
+                to.copy_from(from);
+            }
+        }
+    }
+
+    /// See [`super::Backend::read_kv`].
+    pub fn read_kv(&self, pool: &KvPool, address: KvAddress, key: &mut [f32], value: &mut [f32]) {
+        let layout = &pool.groups()[address.group].layout;
+        let state = self.state();
+        state.blocks[address.group][address.block as usize].read(layout, address.layer, address.slot, key, value);
+    }
+
+    /// See [`super::Backend::write_kv`].
+    pub fn write_kv(&self, pool: &KvPool, address: KvAddress, key: &[f32], value: &[f32]) {
+        let layout = &pool.groups()[address.group].layout;
+        let mut state = self.state();
+        make_blocks(pool, &mut state.blocks);
+        state.blocks[address.group][address.block as usize].write(layout, address.layer, address.slot, key, value);
+    }
+}
+
+/// Gives memory to every block number that the pool has handed out.
+fn make_blocks(pool: &KvPool, blocks: &mut Vec<Vec<KvBlock>>) {
+    blocks.resize_with(pool.groups().len(), Vec::new);
+    for ((blocks, group), n_blocks) in blocks.iter_mut().zip(pool.groups()).zip(pool.n_blocks()) {
+        while blocks.len() < n_blocks {
+            blocks.push(KvBlock::new(&group.layout));
+        }
+    }
+}
+
+/// One forward pass on the CPU; the operations are those of [`super::Pass`].
+pub(crate) struct CpuPass<'a> {
+    crew: &'a Crew<'a>,
+    backend: &'a CpuBackend,
+    pool: &'a KvPool,
+    batch: &'a Batch<'a>,
+    queries: &'a [QueryRow],
+    tables: &'a [Vec<BlockTable<'a>>],
+    blocks: &'a mut Vec<Vec<KvBlock>>,
+    buffers: &'a mut Buffers,
+    logits: &'a mut Vec<f32>,
+}
+
+impl CpuPass<'_> {
+    fn layer(&self, layer: usize) -> (&spec::Layer, &LayerWeights) {
+        (&self.backend.spec.layers[layer], &self.backend.weights.layers[layer])
+    }
+
+    pub fn embed(&mut self) {
+        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let (spec, weights) = (&backend.spec, &backend.weights);
+        let n_rows = batch.n_rows();
+        let (width, hidden_size) = (weights.embedding.cols(), spec.hidden_size);
+        let embedded = if weights.project_in.is_some() { &mut buffers.branch } else { &mut buffers.x };
+        embedded.resize(n_rows * width, 0.0);
+        crew.rows(embedded, width, |row, out| {
+            weights.embedding.view().row_to_f32(batch.tokens[row] as usize, out);
+            if spec.embedding.scale != 1.0 {
+                out.iter_mut().for_each(|value| *value *= spec.embedding.scale);
+            }
+        });
+        if let Some(project_in) = &weights.project_in {
+            buffers.x.resize(n_rows * hidden_size, 0.0);
+            let Buffers { branch, x, projection, .. } = &mut **buffers;
+            project(crew, branch, n_rows, &[project_in], Store::Set, x, projection);
+        }
+        if let (Some(table), Some(positions)) = (&weights.positions, &spec.embedding.positions) {
+            buffers.branch.resize(n_rows * hidden_size, 0.0);
+            crew.rows(&mut buffers.branch, hidden_size, |row, out| {
+                table.view().row_to_f32(batch.positions[row] + positions.offset, out);
+            });
+            add(&mut buffers.x, &buffers.branch);
+        }
+    }
+
+    pub fn attention_input(&mut self, layer: usize) {
+        let (spec, weights) = self.layer(layer);
+        let attention = &spec.attention;
+        let n_rows = self.batch.n_rows();
+        let (head_dim, n_heads, n_kv_heads) = (attention.head_dim, attention.n_heads, attention.n_kv_heads);
+        let (query_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let width = query_width + 2 * kv_width;
+        let CpuPass { crew, backend, pool, batch, tables, blocks, buffers, .. } = self;
+        let weights = &backend.weights.layers[layer];
+        let Buffers { x, normed, qkv, projection, .. } = &mut **buffers;
+        normalize(crew, weights.attention_norm.as_ref(), backend.spec.hidden_size, x, normed);
+        qkv.resize(n_rows * width, 0.0);
+        let group: Vec<&Linear> = weights.query_key_value.iter().collect();
+        project(crew, normed, n_rows, &group, Store::Set, qkv, projection);
+
+        let attention = &backend.spec.layers[layer].attention;
+        crew.rows(qkv, width, |row, heads| {
+            let (query, key) = heads[..query_width + kv_width].split_at_mut(query_width);
+            for (heads, norm) in [(&mut *query, &weights.query_norm), (&mut *key, &weights.key_norm)] {
+                if let Some(norm) = norm {
+                    normalize_heads(norm, head_dim, heads);
+                }
+            }
+            if let Some(index) = attention.rope {
+                let (cos, sin) = batch.ropes[index].row(row);
+                rope::rotate(query, head_dim, cos, sin);
+                rope::rotate(key, head_dim, cos, sin);
+            }
+        });
+
+        let slot = backend.slots[layer];
+        let layout = &pool.groups()[slot.group].layout;
+        for (row, heads) in qkv.chunks_exact(width).enumerate() {
+            let position = batch.positions[row];
+            let table = &tables[slot.group][batch.row_sequence[row]];
+            let block = table.blocks[position / BLOCK_TOKENS - table.first_block];
+            let (key, value) = heads[query_width..].split_at(kv_width);
+            blocks[slot.group][block as usize].write(layout, slot.layer, position % BLOCK_TOKENS, key, value);
+        }
+    }
+
+    pub fn attend(&mut self, layer: usize) {
+        let CpuPass { crew, backend, pool, queries, tables, blocks, buffers, .. } = self;
+        let attention = &backend.spec.layers[layer].attention;
+        let shape = AttentionShape {
+            n_heads: attention.n_heads,
+            n_kv_heads: attention.n_kv_heads,
+            head_dim: attention.head_dim,
+            scale: attention.scale,
+            softcap: attention.softcap,
+            window: attention.window,
+        };
+        let slot = backend.slots[layer];
+        let layout = &pool.groups()[slot.group].layout;
+        let Buffers { qkv, attended, .. } = &mut **buffers;
+        let width = (attention.n_heads + 2 * attention.n_kv_heads) * attention.head_dim;
+        attended.resize(queries.len() * attention.n_heads * attention.head_dim, 0.0);
+        let (tables, blocks) = (&tables[slot.group], &blocks[slot.group]);
+        attention::attend(crew, &shape, layout, slot.layer, qkv, width, queries, tables, blocks, attended);
+    }
+
+    pub fn attention_output(&mut self, layer: usize) {
+        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let weights = &backend.weights.layers[layer];
+        let Buffers { attended, x, normed, branch, projection, .. } = &mut **buffers;
+        let post_norm = weights.post_attention_norm.as_ref();
+        project_onto(crew, attended, batch.n_rows(), &weights.output, post_norm, x, branch, projection);
+        if weights.attention_output_norm.is_some() {
+            normalize(crew, weights.attention_output_norm.as_ref(), backend.spec.hidden_size, x, normed);
+            std::mem::swap(x, normed);
+        }
+    }
+
+    /// The input of the MLP. A parallel block without a norm of its own for it reads what attention has read.
+    fn mlp_norm(&mut self, layer: usize) {
+        let CpuPass { crew, backend, buffers, .. } = self;
+        let (spec, weights) = (&backend.spec.layers[layer], &backend.weights.layers[layer]);
+        if spec.block == Block::Sequential || weights.mlp_norm.is_some() {
+            let Buffers { x, normed, .. } = &mut **buffers;
+            normalize(crew, weights.mlp_norm.as_ref(), backend.spec.hidden_size, x, normed);
+        }
+    }
+
+    pub fn mlp_input(&mut self, layer: usize) {
+        self.mlp_norm(layer);
+        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let spec::Mlp::Dense(network) = &backend.spec.layers[layer].mlp else { return };
+        let MlpWeights::Dense(weights) = &backend.weights.layers[layer].mlp else { return };
+        let Buffers { normed, gate_up, activated, projection, .. } = &mut **buffers;
+        feed_forward_input(crew, network, weights, normed, batch.n_rows(), gate_up, activated, projection);
+    }
+
+    pub fn mlp_output(&mut self, layer: usize) {
+        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let weights = &backend.weights.layers[layer];
+        let MlpWeights::Dense(network) = &weights.mlp else { return };
+        let Buffers { activated, x, branch, projection, .. } = &mut **buffers;
+        let post_norm = weights.post_mlp_norm.as_ref();
+        project_onto(crew, activated, batch.n_rows(), &network.down, post_norm, x, branch, projection);
+        self.mlp_output_norm(layer);
+    }
+
+    fn mlp_output_norm(&mut self, layer: usize) {
+        let CpuPass { crew, backend, buffers, .. } = self;
+        let weights = &backend.weights.layers[layer];
+        if weights.mlp_output_norm.is_some() {
+            let Buffers { x, normed, .. } = &mut **buffers;
+            normalize(crew, weights.mlp_output_norm.as_ref(), backend.spec.hidden_size, x, normed);
+            std::mem::swap(x, normed);
+        }
+    }
+
+    pub fn route(&mut self, layer: usize) {
+        self.mlp_norm(layer);
+        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let spec::Mlp::Experts { routing, .. } = &backend.spec.layers[layer].mlp else { return };
+        let MlpWeights::Experts { router, .. } = &backend.weights.layers[layer].mlp else { return };
+        let Buffers { normed, router_logits, experts, expert_weights, projection, .. } = &mut **buffers;
+        let (n_rows, n_experts, n_chosen) = (batch.n_rows(), router.rows(), routing.n_chosen());
+        router_logits.resize(n_rows * n_experts, 0.0);
+        project(crew, normed, n_rows, &[router], Store::Set, router_logits, projection);
+        experts.resize(n_rows * n_chosen, 0);
+        expert_weights.resize(n_rows * n_chosen, 0.0);
+        let chosen = experts.chunks_exact_mut(n_chosen).zip(expert_weights.chunks_exact_mut(n_chosen));
+        for (logits, (experts, weights)) in router_logits.chunks_exact(n_experts).zip(chosen) {
+            moe::route(*routing, logits, experts, weights);
+        }
+    }
+
+    /// Rows are grouped by expert, so that each expert's weights are read once.
+    pub fn experts(&mut self, layer: usize) {
+        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let spec::Mlp::Experts { routing, experts: networks, .. } = &backend.spec.layers[layer].mlp else { return };
+        let weights = &backend.weights.layers[layer];
+        let MlpWeights::Experts { experts: network_weights, .. } = &weights.mlp else { return };
+        let hidden_size = backend.spec.hidden_size;
+        let n_chosen = routing.n_chosen();
+        let Buffers {
+            x,
+            normed,
+            gate_up,
+            activated,
+            branch,
+            experts,
+            expert_weights,
+            gathered,
+            expert_output,
+            projection,
+            ..
+        } = &mut **buffers;
+        branch.clear();
+        branch.resize(batch.n_rows() * hidden_size, 0.0);
+        for (expert, (network, network_weights)) in networks.iter().zip(network_weights).enumerate() {
+            let chosen = || experts.iter().enumerate().filter(move |&(_, &chosen)| chosen as usize == expert);
+            gathered.clear();
+            for (index, _) in chosen() {
+                let row = index / n_chosen;
+                gathered.extend_from_slice(&normed[row * hidden_size..(row + 1) * hidden_size]);
+            }
+            let n_rows = gathered.len() / hidden_size;
+            if n_rows == 0 {
+                continue;
+            }
+            feed_forward_input(crew, network, network_weights, gathered, n_rows, gate_up, activated, projection);
+            expert_output.resize(n_rows * hidden_size, 0.0);
+            project(crew, activated, n_rows, &[&network_weights.down], Store::Set, expert_output, projection);
+            for ((index, _), output) in chosen().zip(expert_output.chunks_exact(hidden_size)) {
+                let row = index / n_chosen;
+                let sum = &mut branch[row * hidden_size..(row + 1) * hidden_size];
+                let weight = expert_weights[index];
+                sum.iter_mut().zip(output).for_each(|(sum, output)| *sum += weight * output);
+            }
+        }
+        add_normed(crew, weights.post_mlp_norm.as_ref(), hidden_size, branch, x);
+        self.mlp_output_norm(layer);
+    }
+
+    pub fn head(&mut self) {
+        let CpuPass { crew, backend, batch, buffers, logits, .. } = self;
+        let (spec, weights) = (&backend.spec, &backend.weights);
+        let hidden_size = spec.hidden_size;
+        let n_rows = batch.logit_rows.len();
+        if n_rows == 0 {
+            return;
+        }
+        let Buffers { x, normed, branch, gathered, projection, .. } = &mut **buffers;
+        gathered.clear();
+        for &row in &batch.logit_rows {
+            gathered.extend_from_slice(&x[row * hidden_size..(row + 1) * hidden_size]);
+        }
+        normalize(crew, weights.final_norm.as_ref(), hidden_size, gathered, normed);
+        let input = match &weights.project_out {
+            None => normed,
+            Some(project_out) => {
+                branch.resize(n_rows * project_out.rows(), 0.0);
+                project(crew, normed, n_rows, &[project_out], Store::Set, branch, projection);
+                branch
+            }
+        };
+        let start = logits.len();
+        logits.resize(start + n_rows * spec.vocab_size, 0.0);
+        let new = &mut logits[start..];
+        project(crew, input, n_rows, &[&weights.head], Store::Set, new, projection);
+        if let Some(cap) = spec.logit_softcap {
+            crew.rows(new, spec.vocab_size, |_, logits| activation::softcap(logits, cap));
+        }
+    }
+}
+
+/// out = norm(x), row by row; without a norm, out = x.
+fn normalize(crew: &Crew<'_>, norm: Option<&Norm>, width: usize, x: &[f32], out: &mut Vec<f32>) {
+    out.resize(x.len(), 0.0);
+    match norm {
+        None => out.copy_from_slice(x),
+        Some(norm) => {
+            crew.rows(out, width, |row, out| normalize_row(norm, &x[row * width..(row + 1) * width], 0, out));
+        }
+    }
+}
+
+/// Norm of one row, or of one head whose parameters begin at `start`.
+fn normalize_row(norm: &Norm, x: &[f32], start: usize, out: &mut [f32]) {
+    let range = start..start + x.len();
+    match norm {
+        Norm::Rms { eps, weight } => norm::rms_norm(x, &weight[range], *eps, out),
+        Norm::Layer { eps, weight, bias } => {
+            let weight = weight.as_ref().map(|weight| &weight[range.clone()]);
+            let bias = bias.as_ref().map(|bias| &bias[range]);
+            norm::layer_norm(x, weight, bias, *eps, out);
+        }
+    }
+}
+
+/// Norm of each head in place. The parameters are one head's, used for all, or those of all heads.
+fn normalize_heads(norm: &Norm, head_dim: usize, heads: &mut [f32]) {
+    let own_parameters = norm.n_parameters() > head_dim;
+    let mut head_before = vec![0.0; head_dim];
+    for (index, head) in heads.chunks_exact_mut(head_dim).enumerate() {
+        head_before.copy_from_slice(head);
+        normalize_row(norm, &head_before, if own_parameters { index * head_dim } else { 0 }, head);
+    }
+}
+
+/// out = (or +=) the outputs of a group of linears side by side, [n_rows, sum of their rows].
+fn project(
+    crew: &Crew<'_>,
+    x: &[f32],
+    n_rows: usize,
+    group: &[&Linear],
+    store: Store,
+    out: &mut [f32],
+    scratch: &mut ProjectionScratch,
+) {
+    let whole: Vec<Projection<'_>> = group
+        .iter()
+        .filter_map(|linear| match &linear.weight {
+            Weight::Matrix(matrix) => Some(Projection { weight: matrix.view(), bias: linear.bias.as_deref() }),
+            Weight::Factored { .. } => None,
+        })
+        .collect();
+    if whole.len() == group.len() {
+        matmul(crew, x, n_rows, &whole, store, out);
+        return;
+    }
+    let width: usize = group.iter().map(|linear| linear.rows()).sum();
+    let mut column = 0;
+    let ProjectionScratch { inner: inner_output, member } = scratch;
+    for linear in group {
+        let rows = linear.rows();
+        member.resize(n_rows * rows, 0.0);
+        let bias = linear.bias.as_deref();
+        match &linear.weight {
+            Weight::Matrix(matrix) => {
+                matmul(crew, x, n_rows, &[Projection { weight: matrix.view(), bias }], Store::Set, member);
+            }
+            Weight::Factored { inner, outer } => {
+                inner_output.resize(n_rows * inner.rows(), 0.0);
+                let inner = Projection { weight: inner.view(), bias: None };
+                matmul(crew, x, n_rows, &[inner], Store::Set, inner_output);
+                let outer = Projection { weight: outer.view(), bias };
+                matmul(crew, inner_output, n_rows, &[outer], Store::Set, member);
+            }
+        }
+        for (out, member) in out.chunks_exact_mut(width).zip(member.chunks_exact(rows)) {
+            let out = &mut out[column..column + rows];
+            match store {
+                Store::Set => out.copy_from_slice(member),
+                Store::Add => add(out, member),
+            }
+        }
+        column += rows;
+    }
+}
+
+/// x += post_norm(linear(input)).
+fn project_onto(
+    crew: &Crew<'_>,
+    input: &[f32],
+    n_rows: usize,
+    linear: &Linear,
+    post_norm: Option<&Norm>,
+    x: &mut [f32],
+    branch: &mut Vec<f32>,
+    scratch: &mut ProjectionScratch,
+) {
+    if post_norm.is_none() {
+        project(crew, input, n_rows, &[linear], Store::Add, x, scratch);
+        return;
+    }
+    branch.resize(x.len(), 0.0);
+    project(crew, input, n_rows, &[linear], Store::Set, branch, scratch);
+    add_normed(crew, post_norm, linear.rows(), branch, x);
+}
+
+/// x += norm(branch), row by row.
+fn add_normed(crew: &Crew<'_>, norm: Option<&Norm>, width: usize, branch: &[f32], x: &mut [f32]) {
+    let Some(norm) = norm else {
+        add(x, branch);
+        return;
+    };
+    crew.rows(x, width, |row, x| {
+        let mut normed = vec![0.0; width];
+        normalize_row(norm, &branch[row * width..(row + 1) * width], 0, &mut normed);
+        add(x, &normed);
+    });
+}
+
+/// activated = act(gate) * up, or act(up) for a network without a gate.
+#[expect(clippy::too_many_arguments)]
+fn feed_forward_input(
+    crew: &Crew<'_>,
+    network: &spec::FeedForward,
+    weights: &FeedForward,
+    x: &[f32],
+    n_rows: usize,
+    gate_up: &mut Vec<f32>,
+    activated: &mut Vec<f32>,
+    scratch: &mut ProjectionScratch,
+) {
+    let group: Vec<&Linear> = weights.input.iter().collect();
+    let width = weights.down.cols();
+    activated.resize(n_rows * width, 0.0);
+    if network.gate.is_none() {
+        project(crew, x, n_rows, &group, Store::Set, activated, scratch);
+        crew.rows(activated, width, |_, row| activation::activate(network.activation, row));
+        return;
+    }
+    gate_up.resize(n_rows * 2 * width, 0.0);
+    project(crew, x, n_rows, &group, Store::Set, gate_up, scratch);
+    crew.rows(activated, width, |row, out| {
+        let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
+        activation::activate_gated(network.activation, gate, up, out);
+    });
+}
+
+fn add(x: &mut [f32], other: &[f32]) {
+    x.iter_mut().zip(other).for_each(|(x, other)| *x += other);
+}

@@ -1,0 +1,391 @@
+//! The KV cache: a pool of blocks and, for each sequence, lists of the blocks it owns.
+//!
+//! Layers that share window, head count and head size form a group; a block holds [`BLOCK_TOKENS`] tokens of all layers
+//! of one group. What is inside a block belongs to the backend; here are only its number, who uses it, and how many
+//! there may be. Blocks are taken on demand. A fork shares them (a count of users for each block) and copies a block
+//! when it is about to write into a shared one. Groups with a window give back blocks that no query can see again.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvLayout, KvType};
+
+use crate::error::{Error, Result};
+use crate::model::spec::Spec;
+
+/// Layers whose keys and values share blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerGroup {
+    /// The sliding window of all its layers.
+    pub window: Option<usize>,
+    /// Shape and type of a block.
+    pub layout: KvLayout,
+}
+
+/// Where a layer's keys and values lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LayerSlot {
+    /// Index of the group.
+    pub group: usize,
+    /// Index of the layer inside the group's blocks.
+    pub layer: usize,
+}
+
+/// Sorts the layers of a model into groups. Returns the groups and, for each layer, its slot.
+pub(crate) fn group_layers(spec: &Spec, kv_type: KvType) -> (Vec<LayerGroup>, Vec<LayerSlot>) {
+    let mut groups: Vec<LayerGroup> = Vec::new();
+    let mut slots = Vec::with_capacity(spec.layers.len());
+    for layer in &spec.layers {
+        let attention = &layer.attention;
+        let same = |g: &LayerGroup| {
+            g.window == attention.window
+                && g.layout.n_kv_heads == attention.n_kv_heads
+                && g.layout.head_dim == attention.head_dim
+        };
+        let group = groups.iter().position(same).unwrap_or_else(|| {
+            groups.push(LayerGroup {
+                window: attention.window,
+                layout: KvLayout {
+                    n_layers: 0,
+                    n_kv_heads: attention.n_kv_heads,
+                    head_dim: attention.head_dim,
+                    kv_type,
+                },
+            });
+            groups.len() - 1
+        });
+        slots.push(LayerSlot { group, layer: groups[group].layout.n_layers });
+        groups[group].layout.n_layers += 1;
+    }
+    (groups, slots)
+}
+
+/// Bytes of cache that one sequence of `context` tokens needs, the chunk of the pass that is running included.
+pub(crate) fn bytes_for_context(groups: &[LayerGroup], context: usize, chunk: usize) -> u64 {
+    groups
+        .iter()
+        .map(|group| {
+            let held = group.window.map_or(context, |window| context.min(window.saturating_add(chunk)));
+            // One block more than the tokens fill: a window begins and ends inside a block.
+            let blocks = held.div_ceil(BLOCK_TOKENS) + usize::from(group.window.is_some());
+            (blocks as u64).saturating_mul(group.layout.block_bytes() as u64)
+        })
+        .fold(0, u64::saturating_add)
+}
+
+/// The numbers of all blocks: which are free and how many sequences use each of the others.
+#[derive(Debug)]
+pub(crate) struct KvPool {
+    groups: Vec<LayerGroup>,
+    limit: u64,
+    books: Mutex<Books>,
+}
+
+#[derive(Debug)]
+struct Books {
+    /// Bytes of all blocks that exist.
+    bytes: u64,
+    groups: Vec<GroupBooks>,
+}
+
+#[derive(Debug, Default)]
+struct GroupBooks {
+    /// Users of each block; 0 = free.
+    users: Vec<u32>,
+    free: Vec<u32>,
+}
+
+/// A block to be copied before the pass writes: shared by a fork until now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BlockCopy {
+    pub group: usize,
+    pub from: u32,
+    pub to: u32,
+}
+
+impl KvPool {
+    /// A pool whose blocks may take `limit` bytes together.
+    pub fn new(groups: Vec<LayerGroup>, limit: u64) -> Arc<KvPool> {
+        let books = Books { bytes: 0, groups: groups.iter().map(|_| GroupBooks::default()).collect() };
+        Arc::new(KvPool { groups, limit, books: Mutex::new(books) })
+    }
+
+    pub fn groups(&self) -> &[LayerGroup] {
+        &self.groups
+    }
+
+    /// How many blocks of each group exist: the backend must have memory for block numbers below this.
+    pub fn n_blocks(&self) -> Vec<usize> {
+        self.books().groups.iter().map(|group| group.users.len()).collect()
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // The books are changed in steps that cannot panic, so a poisoned lock still guards consistent books.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, books: &mut Books, group: usize) -> Result<u32> {
+        let block_bytes = self.groups[group].layout.block_bytes() as u64;
+        let total = books.bytes.saturating_add(block_bytes);
+        let group_books = &mut books.groups[group];
+        if let Some(block) = group_books.free.pop() {
+            group_books.users[block as usize] = 1;
+            return Ok(block);
+        }
+        let too_many = u32::try_from(group_books.users.len());
+        let (Ok(block), true) = (too_many, total <= self.limit) else {
+            return Err(Error::Memory(format!(
+                "the KV cache is full: {} bytes in use of {} allowed",
+                books.bytes, self.limit
+            )));
+        };
+        group_books.users.push(1);
+        books.bytes = total;
+        Ok(block)
+    }
+
+    fn give_back(books: &mut Books, group: usize, block: u32) {
+        let group_books = &mut books.groups[group];
+        let users = &mut group_books.users[block as usize];
+        *users -= 1;
+        if *users == 0 {
+            group_books.free.push(block);
+        }
+    }
+}
+
+/// Blocks of one sequence in one group: block i of `blocks` holds the tokens from (first_block + i) * BLOCK_TOKENS on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct BlockList {
+    pub first_block: usize,
+    pub blocks: Vec<u32>,
+}
+
+/// The cached keys and values of one sequence of tokens.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pool: Arc<KvPool>,
+    len: usize,
+    lists: Vec<BlockList>,
+    /// Whether the keys were rotated with the long factors of longrope.
+    long_factors: bool,
+}
+
+impl Sequence {
+    pub fn new(pool: Arc<KvPool>) -> Sequence {
+        let lists = pool.groups.iter().map(|_| BlockList::default()).collect();
+        Sequence { pool, len: 0, lists, long_factors: false }
+    }
+
+    /// Tokens whose keys and values are in the cache.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the cached keys carry longrope's long factors.
+    pub fn long_factors(&self) -> bool {
+        self.long_factors
+    }
+
+    pub fn set_long_factors(&mut self, long: bool) {
+        self.long_factors = long;
+    }
+
+    pub fn list(&self, group: usize) -> &BlockList {
+        &self.lists[group]
+    }
+
+    /// Makes room for `n_tokens` more tokens: takes blocks, and replaces a shared block that will be written to; the
+    /// caller must carry out `copies`, also when this fails half-way, before anything reads this sequence.
+    pub fn reserve(&mut self, n_tokens: usize, copies: &mut Vec<BlockCopy>) -> Result<()> {
+        let end_block = self.len.saturating_add(n_tokens).div_ceil(BLOCK_TOKENS);
+        let mut books = self.pool.books();
+        for (group, list) in self.lists.iter_mut().enumerate() {
+            // The first block that is written to, if it exists, may be shared with a fork.
+            let index = (self.len / BLOCK_TOKENS).wrapping_sub(list.first_block);
+            if let Some(block) = list.blocks.get_mut(index)
+                && books.groups[group].users[*block as usize] > 1
+            {
+                let own = self.pool.take(&mut books, group)?;
+                copies.push(BlockCopy { group, from: *block, to: own });
+                KvPool::give_back(&mut books, group, *block);
+                *block = own;
+            }
+            while list.first_block + list.blocks.len() < end_block {
+                list.blocks.push(self.pool.take(&mut books, group)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts `n_tokens` more tokens as cached and gives back the blocks that no window reaches any more.
+    pub fn advance(&mut self, n_tokens: usize) {
+        self.len += n_tokens;
+        let mut books = self.pool.books();
+        for (group, list) in self.lists.iter_mut().enumerate() {
+            let Some(window) = self.pool.groups[group].window else { continue };
+            // The next query, at position len, sees keys from len + 1 - window on.
+            let first_visible = (self.len + 1).saturating_sub(window) / BLOCK_TOKENS;
+            let n_hidden = first_visible.saturating_sub(list.first_block).min(list.blocks.len());
+            for block in list.blocks.drain(..n_hidden) {
+                KvPool::give_back(&mut books, group, block);
+            }
+            list.first_block += n_hidden;
+        }
+    }
+
+    /// Whether the first `len` tokens can be kept: false where a window has given back blocks that are needed again.
+    pub fn can_truncate(&self, len: usize) -> bool {
+        len <= self.len
+            && self.lists.iter().zip(&self.pool.groups).all(|(list, group)| {
+                let first_visible = group.window.map_or(0, |window| (len + 1).saturating_sub(window));
+                list.first_block * BLOCK_TOKENS <= first_visible
+            })
+    }
+
+    /// Forgets all but the first `len` tokens. `can_truncate` must hold, or `len` be 0.
+    pub fn truncate(&mut self, len: usize) {
+        if len == 0 {
+            self.clear();
+            return;
+        }
+        assert!(self.can_truncate(len), "cannot truncate a sequence of {} tokens to {len}", self.len);
+        let n_blocks = len.div_ceil(BLOCK_TOKENS);
+        let mut books = self.pool.books();
+        for (group, list) in self.lists.iter_mut().enumerate() {
+            let keep = n_blocks.saturating_sub(list.first_block).min(list.blocks.len());
+            for block in list.blocks.drain(keep..) {
+                KvPool::give_back(&mut books, group, block);
+            }
+        }
+        self.len = len;
+    }
+
+    fn clear(&mut self) {
+        let mut books = self.pool.books();
+        for (group, list) in self.lists.iter_mut().enumerate() {
+            for block in list.blocks.drain(..) {
+                KvPool::give_back(&mut books, group, block);
+            }
+            list.first_block = 0;
+        }
+        self.len = 0;
+        self.long_factors = false;
+    }
+
+    /// A second sequence with the same tokens; both share the blocks until one of them writes.
+    pub fn fork(&self) -> Sequence {
+        let mut books = self.pool.books();
+        for (group, list) in self.lists.iter().enumerate() {
+            for &block in &list.blocks {
+                books.groups[group].users[block as usize] += 1;
+            }
+        }
+        Sequence {
+            pool: Arc::clone(&self.pool),
+            len: self.len,
+            lists: self.lists.clone(),
+            long_factors: self.long_factors,
+        }
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(windows: &[Option<usize>], limit_blocks: u64) -> Arc<KvPool> {
+        let layout = KvLayout { n_layers: 1, n_kv_heads: 1, head_dim: 2, kv_type: KvType::F32 };
+        let groups = windows.iter().map(|&window| LayerGroup { window, layout }).collect();
+        KvPool::new(groups, limit_blocks * layout.block_bytes() as u64)
+    }
+
+    fn grow(sequence: &mut Sequence, n_tokens: usize) -> Vec<BlockCopy> {
+        let mut copies = Vec::new();
+        sequence.reserve(n_tokens, &mut copies).unwrap();
+        sequence.advance(n_tokens);
+        copies
+    }
+
+    fn free_blocks(pool: &KvPool) -> usize {
+        pool.books().groups.iter().map(|group| group.free.len()).sum()
+    }
+
+    #[test]
+    fn blocks_are_taken_on_demand_and_given_back_on_drop() {
+        let pool = pool(&[None], 8);
+        let mut sequence = Sequence::new(Arc::clone(&pool));
+        grow(&mut sequence, BLOCK_TOKENS + 1);
+        assert_eq!(pool.n_blocks(), [2]);
+        drop(sequence);
+        assert_eq!(free_blocks(&pool), 2);
+    }
+
+    #[test]
+    fn a_full_pool_is_an_error_and_leaves_the_tokens() {
+        let pool = pool(&[None], 1);
+        let mut sequence = Sequence::new(Arc::clone(&pool));
+        grow(&mut sequence, BLOCK_TOKENS);
+        let error = sequence.reserve(1, &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("KV cache is full"), "{error}");
+        assert_eq!(sequence.len(), BLOCK_TOKENS);
+    }
+
+    #[test]
+    fn a_fork_copies_only_the_block_it_writes_to() {
+        let pool = pool(&[None], 8);
+        let mut first = Sequence::new(Arc::clone(&pool));
+        grow(&mut first, BLOCK_TOKENS + 3);
+        let mut second = first.fork();
+        assert_eq!(pool.n_blocks(), [2]);
+        let copies = grow(&mut second, 1);
+        assert_eq!(copies, [BlockCopy { group: 0, from: 1, to: 2 }]);
+        assert!(grow(&mut first, 1).is_empty(), "the first sequence owns its last block alone again");
+    }
+
+    #[test]
+    fn a_fork_at_a_block_border_copies_nothing() {
+        let pool = pool(&[None], 8);
+        let mut first = Sequence::new(Arc::clone(&pool));
+        grow(&mut first, BLOCK_TOKENS);
+        let mut second = first.fork();
+        assert!(grow(&mut second, 1).is_empty());
+    }
+
+    #[test]
+    fn a_window_gives_back_what_it_cannot_see() {
+        for window in [1, 2, BLOCK_TOKENS, BLOCK_TOKENS + 1, 3 * BLOCK_TOKENS] {
+            let pool = pool(&[Some(window)], 1 << 20);
+            let mut sequence = Sequence::new(Arc::clone(&pool));
+            for len in 1..10 * BLOCK_TOKENS {
+                grow(&mut sequence, 1);
+                let first_visible = (len + 1).saturating_sub(window);
+                let list = sequence.list(0);
+                assert!(list.first_block * BLOCK_TOKENS <= first_visible, "window {window}, length {len}");
+                let held = (list.first_block + list.blocks.len()) * BLOCK_TOKENS - first_visible;
+                assert!(held < window + 2 * BLOCK_TOKENS, "window {window}, length {len}: holds {held} tokens");
+            }
+        }
+    }
+
+    #[test]
+    fn truncating_is_refused_only_where_a_window_lost_its_blocks() {
+        let windowed = pool(&[Some(4)], 1 << 20);
+        let mut sequence = Sequence::new(windowed);
+        grow(&mut sequence, 4 * BLOCK_TOKENS);
+        let len = sequence.len();
+        assert!(sequence.can_truncate(len));
+        assert!(!sequence.can_truncate(BLOCK_TOKENS));
+        assert!(!sequence.can_truncate(len + 1));
+        let mut full = Sequence::new(pool(&[None], 1 << 20));
+        grow(&mut full, 4 * BLOCK_TOKENS);
+        assert!(full.can_truncate(BLOCK_TOKENS));
+        full.truncate(BLOCK_TOKENS - 1);
+        assert_eq!((full.len(), full.list(0).blocks.len()), (BLOCK_TOKENS - 1, 1));
+    }
+}
