@@ -15,3 +15,7 @@ pub use sampling::{Sampler, SamplingOptions};
 pub use stop::{StopStrings, StopTokens};
 pub use text_stream::TextStream;
 pub use tokenizer::{AddSpecial, Tokenizer, TokenizerFiles};
+pub(crate) mod backend;
+pub(crate) mod kv_cache;
+pub mod model;
+pub mod options;

@@ -7,7 +7,6 @@ use crate::quant::{int4::Int4Ref, int8::Int8Ref};
 
 /// The type of a dense matrix's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum ElementType {
     /// IEEE 754 binary32.
     F32,

@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
 use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvBlock};
 use infer_kernels::cpu::matmul::{Projection, Store, matmul};
-use infer_kernels::cpu::team::{Crew, Team};
 use infer_kernels::cpu::{activation, moe, norm, rope};
+use infer_kernels::{Crew, Team};
 
 use super::KvAddress;
 use super::batch::Batch;
 use crate::kv_cache::{BlockCopy, KvPool, LayerSlot};
 use crate::model::linear::{Linear, Weight};
-use crate::model::spec::{self, Block, NormKind, Spec};
-use crate::model::weights::{FeedForward, LayerWeights, MlpWeights, Norm, Weights};
+use crate::model::spec::{self, Block, Spec};
+use crate::model::weights::{FeedForward, MlpWeights, Norm, Weights};
 
 /// Weights, threads and cache memory of a model on the CPU.
 pub(crate) struct CpuBackend {
@@ -80,26 +80,29 @@ impl CpuBackend {
     }
 
     /// See [`super::Backend::run`].
-    pub fn run(
-        &self,
-        pool: &KvPool,
-        batch: &Batch<'_>,
-        logits: &mut Vec<f32>,
-        pass: impl FnOnce(CpuPass<'_>) + Send,
-    ) {
+    pub fn run(&self, pool: &KvPool, batch: &Batch<'_>, logits: &mut Vec<f32>, pass: impl FnOnce(CpuPass<'_>) + Send) {
         let mut state = self.state();
         let State { blocks, buffers } = &mut *state;
         make_blocks(pool, blocks);
         let queries = batch.positions.iter().zip(&batch.row_sequence);
-        let queries: Vec<QueryRow> =
-            queries.map(|(&position, &sequence)| QueryRow { sequence, position }).collect();
+        let queries: Vec<QueryRow> = queries.map(|(&position, &sequence)| QueryRow { sequence, position }).collect();
         let tables = |group: usize| {
             let lists = batch.sequences.iter().map(|sequence| sequence.list(group));
             lists.map(|list| BlockTable { first_block: list.first_block, blocks: &list.blocks }).collect()
         };
         let tables: Vec<Vec<BlockTable<'_>>> = (0..pool.groups().len()).map(tables).collect();
         self.team.run(|crew| {
-            pass(CpuPass { crew, backend: self, pool, batch, queries: &queries, tables: &tables, blocks, buffers, logits })
+            pass(CpuPass {
+                crew,
+                backend: self,
+                pool,
+                batch,
+                queries: &queries,
+                tables: &tables,
+                blocks,
+                buffers,
+                logits,
+            })
         });
     }
 
@@ -158,10 +161,6 @@ pub(crate) struct CpuPass<'a> {
 }
 
 impl CpuPass<'_> {
-    fn layer(&self, layer: usize) -> (&spec::Layer, &LayerWeights) {
-        (&self.backend.spec.layers[layer], &self.backend.weights.layers[layer])
-    }
-
     pub fn embed(&mut self) {
         let CpuPass { crew, backend, batch, buffers, .. } = self;
         let (spec, weights) = (&backend.spec, &backend.weights);
@@ -190,21 +189,19 @@ impl CpuPass<'_> {
     }
 
     pub fn attention_input(&mut self, layer: usize) {
-        let (spec, weights) = self.layer(layer);
-        let attention = &spec.attention;
-        let n_rows = self.batch.n_rows();
-        let (head_dim, n_heads, n_kv_heads) = (attention.head_dim, attention.n_heads, attention.n_kv_heads);
-        let (query_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
-        let width = query_width + 2 * kv_width;
         let CpuPass { crew, backend, pool, batch, tables, blocks, buffers, .. } = self;
         let weights = &backend.weights.layers[layer];
+        let attention = &backend.spec.layers[layer].attention;
+        let n_rows = batch.n_rows();
+        let head_dim = attention.head_dim;
+        let (query_width, kv_width) = (attention.n_heads * head_dim, attention.n_kv_heads * head_dim);
+        let width = query_width + 2 * kv_width;
         let Buffers { x, normed, qkv, projection, .. } = &mut **buffers;
         normalize(crew, weights.attention_norm.as_ref(), backend.spec.hidden_size, x, normed);
         qkv.resize(n_rows * width, 0.0);
         let group: Vec<&Linear> = weights.query_key_value.iter().collect();
         project(crew, normed, n_rows, &group, Store::Set, qkv, projection);
 
-        let attention = &backend.spec.layers[layer].attention;
         crew.rows(qkv, width, |row, heads| {
             let (query, key) = heads[..query_width + kv_width].split_at_mut(query_width);
             for (heads, norm) in [(&mut *query, &weights.query_norm), (&mut *key, &weights.key_norm)] {

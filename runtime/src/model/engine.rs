@@ -153,13 +153,7 @@ impl Engine {
     }
 
     /// One pass over `counts[i]` tokens of each part i from token `done[i]` on.
-    fn pass(
-        &self,
-        parts: &mut [BatchPart<'_>],
-        done: &[usize],
-        counts: &[usize],
-        logits: &mut Vec<f32>,
-    ) -> Result<()> {
+    fn pass(&self, parts: &mut [BatchPart<'_>], done: &[usize], counts: &[usize], logits: &mut Vec<f32>) -> Result<()> {
         let mut copies = Vec::new();
         let reserved = parts.iter_mut().zip(counts).filter(|&(_, &count)| count > 0).try_for_each(|(part, &count)| {
             if part.sequence.len() == 0 {

@@ -211,8 +211,12 @@ impl Loader<'_> {
         let source = part_bytes(&tensor, matrix.part, rows, cols)?;
         let loaded = match format {
             MatrixFormat::Dense(_) => Matrix::new(format, rows, cols, source.aligned(element_size(element)))?,
-            MatrixFormat::Int8 => self.quantize(&tensor, matrix, &source, format, int8::packed_bytes, int8::quantize_rows)?,
-            MatrixFormat::Int4 => self.quantize(&tensor, matrix, &source, format, int4::packed_bytes, int4::quantize_rows)?,
+            MatrixFormat::Int8 => {
+                self.quantize(&tensor, matrix, &source, format, int8::packed_bytes, int8::quantize_rows)?
+            }
+            MatrixFormat::Int4 => {
+                self.quantize(&tensor, matrix, &source, format, int4::packed_bytes, int4::quantize_rows)?
+            }
         };
         if matrix.part == Part::Whole && role == Role::Vocabulary {
             self.quantized.insert(key, loaded.clone());
