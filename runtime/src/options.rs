@@ -1,14 +1,88 @@
-//! How a model is loaded and computed.
+//! How a model is loaded: weight format, context, threads, arithmetic, cache type, memory.
 
-/// What the weights become in memory.
+use std::fmt;
+use std::sync::Arc;
+
+pub use infer_kernels::cpu::kv::KvType;
+
+/// What weight matrices become while they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum WeightFormat {
-    /// As the file has them, mapped and not copied.
+    /// As the files have them (f32, f16, bf16), used in place.
     #[default]
     AsStored,
-    /// 8 bits a weight in groups of 32.
+    /// 8-bit codes, one f16 scale for each group of 32 inputs: 8.5 bits a weight.
     Int8,
-    /// 4 bits a weight in groups of 16; embedding and head in 8.
+    /// 4-bit codes into a table, one byte for each group of 16 inputs: about 4.5 bits a weight; embedding and head
+    /// in 8 bits.
     Int4,
+}
+
+/// The arithmetic of a forward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// What is fast without being wrong: f32 activations and a cache of 16 bits.
+    #[default]
+    Auto,
+    /// f32 activations and an f32 cache.
+    F32,
+}
+
+/// Options of [`Model::load`](crate::Model::load). Start from the default:
+///
+/// ```
+/// use infer_runtime::{LoadOptions, WeightFormat};
+/// let options = LoadOptions { weights: WeightFormat::Int4, threads: Some(4), ..LoadOptions::default() };
+/// ```
+#[derive(Clone, Default)]
+pub struct LoadOptions {
+    /// What weight matrices become.
+    pub weights: WeightFormat,
+    /// Longest sequence, in tokens. Default: the model's own, or what fits the memory, whichever is smaller.
+    pub context: Option<usize>,
+    /// Threads of a forward pass. Default: what the process may use of the machine, affinity and cgroup quota
+    /// included. Results do not depend on it.
+    pub threads: Option<usize>,
+    /// The arithmetic.
+    pub compute: Compute,
+    /// Type of cached keys and values. Default: f32 with [`Compute::F32`]; else bf16 for a model stored in bf16, and f16 for any other.
+    pub kv: Option<KvType>,
+    /// Bytes of memory that the model may use. Default: what is available to the process.
+    pub memory: Option<u64>,
+    /// Called now and then while weights are loaded, from one thread at a time.
+    pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+}
+
+impl LoadOptions {
+    /// The type of cached keys and values of a model whose weights are stored in bf16 or not.
+    pub(crate) fn kv_type(&self, stored_bf16: bool) -> KvType {
+        self.kv.unwrap_or(match (self.compute, stored_bf16) {
+            (Compute::F32, _) => KvType::F32,
+            (Compute::Auto, true) => KvType::Bf16,
+            (Compute::Auto, false) => KvType::F16,
+        })
+    }
+}
+
+impl fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("weights", &self.weights)
+            .field("context", &self.context)
+            .field("threads", &self.threads)
+            .field("compute", &self.compute)
+            .field("kv", &self.kv)
+            .field("memory", &self.memory)
+            .field("progress", &self.progress.is_some())
+            .finish()
+    }
+}
+
+/// How far loading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the checkpoint's tensors that are done.
+    pub done: u64,
+    /// All of them.
+    pub total: u64,
 }

@@ -62,6 +62,11 @@ impl Logits {
         self.values
     }
 
+    /// Number of values in a row.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
     /// Number of rows.
     pub fn n_rows(&self) -> usize {
         self.values.len() / self.vocab_size
