@@ -1,0 +1,95 @@
+//! Answers one prompt: the text on stdout as it comes, or one JSON object.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use infer_runtime::StopReason;
+use serde_json::{Value, json};
+
+use crate::args::Cli;
+use crate::chat_file::{self, ChatFile};
+use crate::exit::CliError;
+use crate::interrupt::Interrupts;
+use crate::load;
+use crate::output::{self, Stream};
+use crate::prompt::Prompter;
+use crate::terminal;
+use crate::turn::{self, Turn, TurnOptions, rate};
+
+/// Loads, answers, ends.
+pub fn run(cli: &Cli, prompt: &str, interrupts: &Interrupts) -> Result<()> {
+    let start = Instant::now();
+    let model = load::for_text(&cli.model)?;
+    let load = start.elapsed();
+    let prompter = Prompter::new(&model, &cli.answer, cli.model.verbose)?;
+    let system = cli.answer.system.iter().map(|text| chat_file::message("system", text));
+    let messages = system.chain([chat_file::message("user", prompt)]).collect();
+    let ids = prompter.encode(&ChatFile { messages, ..ChatFile::default() })?;
+    let options = TurnOptions::new(cli, model.sampling_defaults());
+    let mut session = model.session();
+    let mut stream = Stream::new();
+    let turn =
+        turn::run(
+            &mut session,
+            &ids,
+            &options,
+            interrupts,
+            |text| {
+                if cli.answer.json { Ok(()) } else { stream.push(text) }
+            },
+        )?;
+    if cli.answer.json {
+        output::print(&format!("{}\n", object(&turn, load)))?;
+    } else {
+        stream.finish()?;
+    }
+    if cli.model.verbose {
+        terminal::note(&format!(
+            "prompt {} tokens, {:.1} tok/s; answer {} tokens, {:.1} tok/s",
+            turn.prompt_tokens,
+            rate(turn.prefilled(), turn.prefill),
+            turn.ids.len(),
+            rate(turn.ids.len(), turn.decode),
+        ));
+    }
+    match turn.reason {
+        StopReason::Cancelled => Err(CliError::Interrupted.into()),
+        StopReason::ContextFull => {
+            terminal::note(&format!(
+                "infer: the context of {} tokens is full, so the answer ends here (--ctx sets its size)",
+                model.context()
+            ));
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn object(turn: &Turn, load: Duration) -> Value {
+    json!({
+        "text": turn.text,
+        "ids": turn.ids,
+        "reason": reason(&turn.reason),
+        "prompt_tokens": turn.prompt_tokens,
+        "tokens": turn.ids.len(),
+        "timings": {
+            "load_s": load.as_secs_f64(),
+            "prefill_s": turn.prefill.as_secs_f64(),
+            "decode_s": turn.decode.as_secs_f64(),
+            "prefill_tokens_per_s": rate(turn.prefilled(), turn.prefill),
+            "decode_tokens_per_s": rate(turn.ids.len(), turn.decode),
+        },
+    })
+}
+
+/// Why an answer ended, as a word for programs.
+fn reason(reason: &StopReason) -> &'static str {
+    match reason {
+        StopReason::EndToken(_) => "end_token",
+        StopReason::StopString(_) => "stop_string",
+        StopReason::MaxTokens => "max_tokens",
+        StopReason::ContextFull => "context_full",
+        StopReason::Cancelled => "cancelled",
+        _ => "other",
+    }
+}

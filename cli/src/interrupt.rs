@@ -1,0 +1,73 @@
+//! Ctrl-C, and the signals that ask the program to end. While work can be cancelled, the first one cancels it; at any
+//! other time, and the second time, the program ends at once with exit code 130.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use infer_runtime::CancelToken;
+
+use crate::exit;
+use crate::terminal;
+
+/// The program's one handler of interrupts.
+#[derive(Clone)]
+pub struct Interrupts(Arc<State>);
+
+struct State {
+    cancel: CancelToken,
+    cancellable: AtomicBool,
+    /// A file that must not outlive the program.
+    unfinished: Mutex<Option<PathBuf>>,
+}
+
+impl Interrupts {
+    /// Starts to listen.
+    pub fn install() -> Result<Interrupts> {
+        let state = Arc::new(State {
+            cancel: CancelToken::default(),
+            cancellable: AtomicBool::new(false),
+            unfinished: Mutex::new(None),
+        });
+        let handler = Arc::clone(&state);
+        ctrlc::set_handler(move || handler.interrupted()).context("cannot listen for Ctrl-C")?;
+        Ok(Interrupts(state))
+    }
+
+    /// Runs work that looks at the token. The token is fresh at the start.
+    pub fn cancellable<R>(&self, work: impl FnOnce(&CancelToken) -> R) -> R {
+        self.0.cancel.reset();
+        self.0.cancellable.store(true, Ordering::SeqCst);
+        let result = work(&self.0.cancel);
+        self.0.cancellable.store(false, Ordering::SeqCst);
+        result
+    }
+
+    /// Names the file to remove if the program is ended; `None` when it is finished.
+    pub fn set_unfinished(&self, path: Option<&Path>) {
+        if let Ok(mut unfinished) = self.0.unfinished.lock() {
+            *unfinished = path.map(Path::to_owned);
+        }
+    }
+}
+
+impl State {
+    fn interrupted(&self) {
+        if self.cancellable.load(Ordering::SeqCst) && !self.cancel.is_cancelled() {
+            self.cancel.cancel();
+            return;
+        }
+        if let Ok(mut unfinished) = self.unfinished.lock()
+            && let Some(path) = unfinished.take()
+        {
+            let _ = fs::remove_file(path);
+        }
+        if terminal::stderr_is_interactive() {
+            // Past the ^C that the terminal shows, and past a progress bar.
+            terminal::note("");
+        }
+        std::process::exit(i32::from(exit::INTERRUPTED));
+    }
+}

@@ -1,0 +1,63 @@
+//! Opens the model that the flags name, with the options that they set.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use infer_runtime::{Compute, KvType, LoadOptions, Model, Progress, WeightFormat};
+
+use crate::args::{ComputeArg, KvArg, ModelArgs};
+use crate::demo;
+use crate::exit::wrong_use;
+use crate::terminal;
+
+/// The library's options for these flags; `compute` is the arithmetic without `--compute`.
+pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
+    let weights = match (args.q8, args.q4) {
+        (false, false) => WeightFormat::AsStored,
+        (true, false) => WeightFormat::Int8,
+        (false, true) => WeightFormat::Int4,
+        // clap refuses this on one side of a subcommand's name, but not across it.
+        (true, true) => return Err(wrong_use("--q4 and --q8 cannot be used together")),
+    };
+    Ok(LoadOptions {
+        weights,
+        context: args.ctx,
+        threads: args.threads,
+        compute: match args.compute {
+            None => compute,
+            Some(ComputeArg::Auto) => Compute::Auto,
+            Some(ComputeArg::F32) => Compute::F32,
+        },
+        kv: args.kv.map(|kv| match kv {
+            KvArg::F32 => KvType::F32,
+            KvArg::F16 => KvType::F16,
+            KvArg::Bf16 => KvType::Bf16,
+        }),
+        memory: args.memory,
+        ..LoadOptions::default()
+    })
+}
+
+/// Loads the model for text, and says so if it is the one inside the program.
+pub fn for_text(args: &ModelArgs) -> Result<Model> {
+    if args.model.is_none() {
+        terminal::note(demo::NOTICE);
+    }
+    model(args, options(args, Compute::Auto)?)
+}
+
+/// Loads the model, with a progress bar on a terminal.
+pub fn model(args: &ModelArgs, mut options: LoadOptions) -> Result<Model> {
+    let bar = terminal::progress_bar(if options.weights == WeightFormat::AsStored { "loading" } else { "quantizing" });
+    let drawn = bar.clone();
+    options.progress = Some(Arc::new(move |progress: Progress| {
+        drawn.set_length(progress.total);
+        drawn.set_position(progress.done);
+    }));
+    let loaded = match &args.model {
+        Some(path) => Model::load(path, options),
+        None => Model::from_bytes(demo::files(), options),
+    };
+    bar.finish_and_clear();
+    Ok(loaded?)
+}

@@ -1,0 +1,47 @@
+//! Standard output: the text that was asked for and nothing else.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::{Context, Result};
+
+use crate::terminal;
+
+/// Writes a text to standard output, now.
+pub fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to standard output")
+}
+
+/// An answer on its way to standard output. A terminal gets no control characters and a last line break; a pipe or a
+/// file gets the text as it is.
+pub struct Stream {
+    terminal: bool,
+    at_line_start: bool,
+}
+
+impl Stream {
+    /// Begins an answer.
+    pub fn new() -> Stream {
+        Stream { terminal: io::stdout().is_terminal(), at_line_start: true }
+    }
+
+    /// Shows the next piece.
+    pub fn push(&mut self, text: &str) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if !self.terminal {
+            return print(text);
+        }
+        let shown = terminal::without_controls(text);
+        if let Some(last) = shown.chars().last() {
+            self.at_line_start = last == '\n';
+        }
+        print(&shown)
+    }
+
+    /// Ends the answer.
+    pub fn finish(self) -> Result<()> {
+        if self.terminal && !self.at_line_start { print("\n") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,130 @@
+//! What stderr and stdout may show: notes, dim lines, progress; and nothing that a script or a pipe would trip over.
+
+use std::borrow::Cow;
+use std::env;
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Writes a line to stderr. A closed stderr is no reason to end.
+pub fn note(text: &str) {
+    let mut stderr = io::stderr().lock();
+    let _ = writeln!(stderr, "{text}").and_then(|()| stderr.flush());
+}
+
+/// A note in faint letters where stderr shows colours; wrapped between its parts at `width` columns.
+pub fn dim_note(parts: &[String], width: usize) {
+    for line in wrap(parts, width) {
+        if stderr_has_styles() {
+            note(&format!("\u{1b}[2m{line}\u{1b}[0m"));
+        } else {
+            note(&line);
+        }
+    }
+}
+
+/// Joins the parts with a dot between them, starting a new line where the next part would pass `width`.
+fn wrap(parts: &[String], width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 3 + part.chars().count() <= width => {
+                line.push_str(" · ");
+                line.push_str(part);
+            }
+            _ => lines.push(part.clone()),
+        }
+    }
+    lines
+}
+
+/// Whether stderr is a terminal that moves its cursor.
+pub fn stderr_is_interactive() -> bool {
+    io::stderr().is_terminal() && env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+fn stderr_has_styles() -> bool {
+    stderr_is_interactive() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Control characters as escapes, so that a message is one line and cannot drive the terminal.
+pub fn escape_controls(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            escaped.extend(c.escape_default());
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+/// What a terminal may show of a model's text: everything but control characters, which could move the cursor,
+/// retitle the window or worse. Line breaks and tabs stay.
+pub fn without_controls(text: &str) -> Cow<'_, str> {
+    let harmless = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    if text.chars().all(harmless) {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(text.chars().filter(|&c| harmless(c)).collect())
+    }
+}
+
+/// A progress bar over bytes on a terminal's stderr; elsewhere one that is never drawn.
+pub fn progress_bar(what: &'static str) -> ProgressBar {
+    let target = if stderr_is_interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(None, target).with_message(what);
+    match ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Bytes for a person: 1.5 GiB.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_wrap_at_the_width_and_never_break_inside() {
+        let parts = ["12 tokens".to_owned(), "34 tok/s".to_owned(), "context 46/512".to_owned()];
+        let cases: [(usize, &[&str]); 3] = [
+            (80, &["12 tokens · 34 tok/s · context 46/512"]),
+            (24, &["12 tokens · 34 tok/s", "context 46/512"]),
+            (3, &["12 tokens", "34 tok/s", "context 46/512"]),
+        ];
+        for (width, expected) in cases {
+            assert_eq!(wrap(&parts, width), expected, "at {width} columns");
+        }
+    }
+
+    #[test]
+    fn a_models_text_cannot_drive_the_terminal() {
+        assert_eq!(without_controls("a\tb\n"), "a\tb\n");
+        assert_eq!(without_controls("\u{1b}]0;title\u{7}x\u{9b}2J\r"), "]0;titlex2J");
+    }
+
+    #[test]
+    fn bytes_are_shown_in_binary_units() {
+        for (n, expected) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"), (u64::MAX, "16777216.0 TiB")]
+        {
+            assert_eq!(bytes(n), expected);
+        }
+    }
+}

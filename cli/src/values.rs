@@ -1,0 +1,168 @@
+//! Reads the values of flags. clap puts the flag and the value in front of each message: "invalid value 'nan' for
+//! '--temperature <T>': expected a number, 0 or more".
+
+/// Token ids, comma-separated. A type of its own, because clap takes a bare `Vec` for a flag that repeats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenList(pub Vec<u32>);
+
+/// `1,2,3`; the empty text is the empty list.
+pub fn tokens(text: &str) -> Result<TokenList, String> {
+    if text.trim().is_empty() {
+        return Ok(TokenList(Vec::new()));
+    }
+    let id = |item: &str| {
+        item.trim().parse().map_err(|_| format!("expected token ids as 1,2,3, and {item:?} is not a token id"))
+    };
+    text.split(',').map(id).collect::<Result<_, _>>().map(TokenList)
+}
+
+/// A whole number, 1 or more.
+pub fn count(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("expected a whole number, 1 or more".to_owned()),
+    }
+}
+
+/// How many threads a machine may sensibly be asked for.
+const MAX_THREADS: usize = 1024;
+
+/// A number of threads.
+pub fn threads(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(n) if (1..=MAX_THREADS).contains(&n) => Ok(n),
+        _ => Err(format!("expected a whole number from 1 to {MAX_THREADS}")),
+    }
+}
+
+/// A number of bytes, with an optional unit: `8G`, `512MiB`, `1.5g`. Units are powers of 1024.
+pub fn size(text: &str) -> Result<u64, String> {
+    let expected = || "expected a size such as 8G, 512M or a number of bytes, more than 0".to_owned();
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = lower.get(digits.len()..).unwrap_or_default();
+    let shift = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" if matches!(unit, "" | "b") => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(expected()),
+    };
+    let digits = digits.trim_end();
+    let bytes = match digits.parse::<u64>() {
+        Ok(whole) => whole.checked_mul(1 << shift),
+        Err(_) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.') => digits
+            .parse::<f64>()
+            .ok()
+            .map(|n| n * (1u64 << shift) as f64)
+            .filter(|&n| n < u64::MAX as f64)
+            .map(|n| n as u64),
+        Err(_) => None,
+    };
+    bytes.filter(|&n| n > 0).ok_or_else(expected)
+}
+
+fn number(text: &str, expected: &str, accept: impl Fn(f32) -> bool) -> Result<f32, String> {
+    text.trim().parse().ok().filter(|&n: &f32| n.is_finite() && accept(n)).ok_or_else(|| format!("expected {expected}"))
+}
+
+/// 0 or more.
+pub fn temperature(text: &str) -> Result<f32, String> {
+    number(text, "a number, 0 (always the likeliest token) or more", |n| n >= 0.0)
+}
+
+/// From 0 to 1.
+pub fn probability(text: &str) -> Result<f32, String> {
+    number(text, "a number from 0 to 1", |n| (0.0..=1.0).contains(&n))
+}
+
+/// 0 or more.
+pub fn top_k(text: &str) -> Result<usize, String> {
+    text.trim().parse().map_err(|_| "expected a whole number, 0 (off) or more".to_owned())
+}
+
+/// Above 0.
+pub fn repeat_penalty(text: &str) -> Result<f32, String> {
+    number(text, "a number above 0 (1 is off)", |n| n > 0.0)
+}
+
+/// From -2 to 2.
+pub fn penalty(text: &str) -> Result<f32, String> {
+    number(text, "a number from -2 to 2 (0 is off)", |n| (-2.0..=2.0).contains(&n))
+}
+
+/// Any whole number that fits 64 bits.
+pub fn seed(text: &str) -> Result<u64, String> {
+    text.trim().parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
+/// A text that is not empty.
+pub fn stop(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("expected a text to stop at, not an empty one".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_take_binary_units_and_refuse_the_rest() {
+        let cases: [(&str, Option<u64>); 16] = [
+            ("1", Some(1)),
+            ("17b", Some(17)),
+            ("8G", Some(8 << 30)),
+            ("8 GiB", Some(8 << 30)),
+            ("512mb", Some(512 << 20)),
+            ("1.5k", Some(1536)),
+            ("0", None),
+            ("0G", None),
+            ("-1", None),
+            ("", None),
+            ("G", None),
+            ("i", None),
+            ("nan", None),
+            ("inf", None),
+            ("99999999999T", None),
+            ("1e3", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(size(text).ok(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn token_lists_may_be_empty_and_name_the_bad_item() {
+        assert_eq!(tokens(""), Ok(TokenList(vec![])));
+        assert_eq!(tokens("1, 2,3"), Ok(TokenList(vec![1, 2, 3])));
+        for (text, bad) in [("1,x", "x"), ("-1", "-1"), ("1,,2", "\"\""), ("4294967296", "4294967296"), ("1.0", "1.0")]
+        {
+            let message = tokens(text).expect_err(text);
+            assert!(message.contains(bad), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn sampling_values_out_of_range_are_refused() {
+        let cases = [
+            ("temperature", "nan", temperature("nan").err()),
+            ("temperature", "-0.1", temperature("-0.1").err()),
+            ("temperature", "inf", temperature("inf").err()),
+            ("probability", "1.5", probability("1.5").err()),
+            ("probability", "-0.1", probability("-0.1").err()),
+            ("probability", "nan", probability("nan").err()),
+            ("top_k", "-1", top_k("-1").err()),
+            ("repeat_penalty", "0", repeat_penalty("0").err()),
+            ("penalty", "2.5", penalty("2.5").err()),
+            ("seed", "-1", seed("-1").err()),
+            ("stop", "", stop("").err()),
+            ("count", "0", count("0").err()),
+            ("threads", "0", threads("0").err()),
+            ("threads", "1000000", threads("1000000").err()),
+        ];
+        for (what, value, refusal) in cases {
+            let refusal = refusal.unwrap_or_else(|| panic!("{what}: {value:?} must be refused"));
+            assert!(refusal.starts_with("expected"), "{what}: {refusal}");
+        }
+    }
+}
