@@ -1,0 +1,161 @@
+//! Wrong flags, wrong files, closed and full outputs: one clear line and the right exit code.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use super::*;
+
+#[test]
+fn a_flags_bad_value_is_named_with_what_is_expected() {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--temperature", "nan"], &["--temperature", "nan", "0"]),
+        (&["--temperature", "-1"], &["--temperature", "-1"]),
+        (&["--temperature", "hot"], &["--temperature", "hot"]),
+        (&["--top-p", "1.5"], &["--top-p", "1.5", "from 0 to 1"]),
+        (&["--min-p", "-0.1"], &["--min-p", "-0.1"]),
+        (&["--top-k", "-5"], &["--top-k", "-5"]),
+        (&["--repeat-penalty", "0"], &["--repeat-penalty", "above 0"]),
+        (&["--presence-penalty", "inf"], &["--presence-penalty", "inf"]),
+        (&["--frequency-penalty", "-3"], &["--frequency-penalty", "-3"]),
+        (&["--seed", "-1"], &["--seed", "-1"]),
+        (&["--stop", ""], &["--stop"]),
+        (&["--max-tokens", "0"], &["--max-tokens", "1 or more"]),
+        (&["--threads", "0"], &["--threads", "from 1"]),
+        (&["--ctx", "0"], &["--ctx", "1 or more"]),
+        (&["--ctx", "99999999999999999999"], &["--ctx"]),
+        (&["--memory", "0"], &["--memory", "8G"]),
+        (&["--memory", "lots"], &["--memory", "lots"]),
+        (&["--kv", "int3"], &["--kv", "f16"]),
+        (&["--compute", "f64"], &["--compute", "f32"]),
+        (&["--q4", "--q8"], &["--q4", "--q8"]),
+        (&["--q4", "show", "--q8"], &["--q4", "--q8"]),
+        (&["--raw", "--system", "x"], &["--raw", "--system"]),
+        (&["-f", "a", "-p", "b"], &["--file", "--prompt"]),
+        (&["--nonsense"], &["--nonsense"]),
+        (&["two", "prompts"], &["prompts"]),
+        (&["--json"], &["no prompt"]),
+        (&["-f", "/nonexistent/prompt"], &["/nonexistent/prompt"]),
+        (&["-f", "/"], &["folder"]),
+        (&["-p", "x", "show"], &["--prompt", "show"]),
+        (&["logits", "--tokens", "", "--out", "x"], &["--tokens"]),
+        (&["logits", "--tokens", "1,x", "--out", "x"], &["--tokens", "x"]),
+        (&["logits", "--tokens", "1", "--out", "/nonexistent/x"], &["/nonexistent/x"]),
+        (&["logits", "--tokens", "1", "--out", "/"], &["/"]),
+        (&["logits", "--tokens", "1"], &["--out"]),
+        (&["tokenize", "--ids", "1,-2"], &["--ids", "-2"]),
+        (&["tokenize", "--text", "a", "--ids", "1"], &["--text", "--ids"]),
+        (&["tokenize", "--skip-special"], &["--ids"]),
+        (&["tokenize", "--chat", "/nonexistent.json"], &["/nonexistent.json"]),
+    ];
+    for (args, words) in cases {
+        let run = run(args, b"");
+        assert_eq!(run.code, Some(2), "{args:?}: {}", run.stderr);
+        assert_eq!(run.stdout, "", "{args:?}");
+        for word in *words {
+            assert!(run.stderr.contains(word), "{args:?}: expected {word:?} in {:?}", run.stderr);
+        }
+    }
+}
+
+#[test]
+fn no_prompt_and_nothing_on_standard_input_is_wrong_use() {
+    assert_fails(&[], b"", 2, &["no prompt", "standard input is empty"]);
+    assert_fails(&[], b"\n", 2, &["no prompt"]);
+    let mut command = infer(&[]);
+    command.stdin(Stdio::null());
+    let output = command.output().expect("the program ends");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_prompt_that_is_not_utf8_is_wrong_use() {
+    assert_fails(&[], b"caf\xe9", 2, &["standard input", "UTF-8", "offset 3"]);
+    assert_fails(&["tokenize", "--json"], b"\xff", 2, &["UTF-8"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("prompt");
+    std::fs::write(&path, b"\xc3").expect("a file");
+    assert_fails(&["-f", text(&path)], b"", 2, &["UTF-8"]);
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_has_exit_code_3() {
+    let empty = tempfile::tempdir().expect("a folder");
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["-m", "/nonexistent/model", "-p", "x"], &["/nonexistent/model"]),
+        (&["show", "--model", "/nonexistent/model"], &["/nonexistent/model"]),
+        (&["-m", text(empty.path()), "-p", "x"], &["safetensors"]),
+        (&["tokenize", "-m", text(empty.path()), "--text", "x"], &["tokenizer.json"]),
+        (&["-m", "/dev/null", "-p", "x"], &["/dev/null"]),
+        (&["-p", "x", "--chat-template", "/nonexistent.jinja"], &["/nonexistent.jinja"]),
+    ];
+    for (args, words) in cases {
+        assert_fails(args, b"", 3, words);
+    }
+    let template = empty.path().join("broken.jinja");
+    std::fs::write(&template, "{% for %}").expect("a file");
+    assert_fails(&["-p", "x", "--chat-template", text(&template)], b"", 3, &["broken.jinja"]);
+}
+
+#[test]
+fn what_does_not_fit_the_memory_has_exit_code_4() {
+    assert_fails(&["-p", "x", "--memory", "1M"], b"", 4, &["memory"]);
+}
+
+#[test]
+fn an_unknown_instruction_set_lists_the_choices() {
+    for args in [&["--version"][..], &["-p", "x", "-n", "1"], &["logits", "--tokens", "1", "--out", "/dev/null"]] {
+        let mut command = infer(args);
+        command.env("INFER_ISA", "mmx");
+        check_failure(&run_command(command, b""), &format!("{args:?}"), 2, &["mmx", "portable"]);
+    }
+}
+
+#[test]
+fn version_names_the_cpu_tier() {
+    let mut command = infer(&["--version"]);
+    command.env("INFER_ISA", "portable");
+    let run = run_command(command, b"");
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    assert_eq!(run.stdout, format!("infer {} (portable)\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn help_is_on_stdout_and_complete() {
+    for args in [&["--help"][..], &["help", "logits"], &["tokenize", "--help"], &["help"]] {
+        let run = run(args, b"");
+        assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(run.stdout.contains("Usage:") && run.stdout.contains("--model"), "{args:?}: {}", run.stdout);
+    }
+}
+
+/// `infer … | head -c1`: whoever reads has seen enough; that is no failure and needs no words.
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    for args in [&["-p", "Tell me a tale.", "--raw"][..], &["show", "--json"], &["--help"]] {
+        let mut child = infer(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("the program ends");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {stderr}");
+        assert!(!stderr.contains("infer:"), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_has_exit_code_4() {
+    for args in [&["-p", "x", "-n", "4"][..], &["show"], &["--version"], &["--help"]] {
+        let mut command = infer(args);
+        let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+        let output = command.stdin(Stdio::null()).stdout(full).output().expect("the program ends");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{args:?}: {stderr}");
+        assert!(stderr.contains("cannot write to standard output"), "{args:?}: {stderr}");
+    }
+    assert_fails(&["logits", "--tokens", "1", "--out", "/dev/full"], b"", 4, &["/dev/full"]);
+}
