@@ -29,7 +29,12 @@ fn read_bandwidth(team: &Team, data: &[u64]) -> f64 {
         let mut sums = vec![0u64; data.len().div_ceil(CHUNK)];
         crew.rows(&mut sums, 1, |i, sum| {
             let chunk = &data[i * CHUNK..data.len().min((i + 1) * CHUNK)];
-            sum[0] = chunk.iter().fold(0, |sum, v| sum ^ v);
+            // In 32 lanes, so that the sum does not wait for itself.
+            let mut lanes = [0; 32];
+            for values in chunk.as_chunks::<32>().0 {
+                lanes.iter_mut().zip(values).for_each(|(lane, v)| *lane ^= v);
+            }
+            sum[0] = lanes.iter().fold(0, |sum, v| sum ^ v);
         });
         sums
     };

@@ -103,7 +103,7 @@ impl Part<'_> {
         }
     }
 
-    /// Row by row, for N tokens.
+    /// Row by row, each front to back (one stream of memory a worker is the fastest), for N tokens.
     fn dots<const N: usize>(&self, isa: Isa, x: [&[f32]; N], tile: &mut Tile<'_, f32>) {
         for column in self.columns.clone() {
             let row = column - self.first;

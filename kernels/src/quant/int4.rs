@@ -13,6 +13,8 @@
 //! ```
 //! Codes beyond cols are 0.
 
+use wide::f32x8;
+
 use super::sanitize;
 use crate::cpu::matrix::check_length;
 use crate::error::KernelError;
@@ -26,23 +28,63 @@ const ROW_HEADER: usize = 4;
 /// for each group, move each level to the mean of the weights that chose it, repeat until nothing moves.
 pub const TABLE: [i8; 16] = [-127, -105, -85, -67, -52, -38, -26, -14, -3, 9, 20, 32, 45, 59, 75, 109];
 
-const SHIFTS: i32 = 4;
-const SHIFT_STEP: i32 = 4;
-
-/// The code of the level nearest to y, for 2 y + 256 in 0..512. Levels are integers, so the borders between
-/// them are multiples of one half and the table is exact (a tie goes to the upper level).
-const NEAREST: [u8; 512] = {
-    let mut nearest = [0; 512];
+/// The levels as the arithmetic wants them.
+const LEVELS: [f32; 16] = {
+    let mut levels = [0.0; 16];
     let mut i = 0;
-    let mut code = 0;
-    while i < nearest.len() {
-        while code < 15 && i as i32 - 256 >= TABLE[code] as i32 + TABLE[code + 1] as i32 {
-            code += 1;
-        }
-        nearest[i] = code as u8;
+    while i < levels.len() {
+        levels[i] = TABLE[i] as f32;
         i += 1;
     }
-    nearest
+    levels
+};
+
+const SHIFTS: usize = 4;
+const SHIFT_STEP: i32 = 4;
+
+/// The code of the level nearest to `quarters / 4`. Borders between levels are multiples of one half, so odd
+/// quarters are never on one.
+const fn nearest(quarters: i32) -> usize {
+    let mut code = 0;
+    while code < 15 && quarters >= 2 * (TABLE[code] as i32 + TABLE[code + 1] as i32) {
+        code += 1;
+    }
+    code
+}
+
+/// The search looks at values y in cells of one half, from -CELLS / 2 to CELLS / 2: it goes from -154 to 154.
+const CELLS: usize = 320;
+
+/// The nearest code for each cell.
+const NEAREST: [u8; 2 * CELLS] = {
+    let mut nearest_codes = [0; 2 * CELLS];
+    let mut i = 0;
+    while i < nearest_codes.len() {
+        nearest_codes[i] = nearest(2 * (i as i32 - CELLS as i32) + 1) as u8;
+        i += 1;
+    }
+    nearest_codes
+};
+
+/// What the search tries at once: both signs, each with all shifts.
+const TRIALS: usize = 2 * SHIFTS;
+
+/// For each cell and trial, the nearest level to the sign times y, shift included.
+static TRIAL_LEVELS: [[f32; TRIALS]; 2 * CELLS] = {
+    let mut levels = [[0.0; TRIALS]; 2 * CELLS];
+    let mut i = 0;
+    while i < 2 * CELLS {
+        let quarters = 2 * (i as i32 - CELLS as i32) + 1;
+        let mut trial = 0;
+        while trial < TRIALS {
+            let sign = if trial < SHIFTS { 1 } else { -1 };
+            let offset = SHIFT_STEP * (trial % SHIFTS) as i32;
+            levels[i][trial] = (TABLE[nearest(sign * quarters - 4 * offset)] as i32 + offset) as f32;
+            trial += 1;
+        }
+        i += 1;
+    }
+    levels
 };
 
 fn row_bytes(cols: usize) -> Option<usize> {
@@ -88,17 +130,22 @@ fn load<'a>(weights: &[f32], values: &'a mut [f32; GROUP]) -> &'a [f32] {
     &values[..weights.len()]
 }
 
-/// The code whose level is nearest to `y`.
+/// The cell of y. What lies outside has the nearest level of the last cell; `as` cuts, and takes NaN to 0.
 #[inline(always)]
-fn nearest(y: f32) -> usize {
-    // `as` cuts to the range of the type and takes NaN to 0.
-    let cell = (2.0 * y + 256.0).clamp(0.0, 511.0) as u16 as usize;
-    NEAREST[cell & 511] as usize
+fn cell(y: f32) -> usize {
+    ((2.0 * y + CELLS as f32) as i32).clamp(0, 2 * CELLS as i32 - 1) as usize
 }
 
-#[inline(always)]
-fn level(code: usize, shift: i32) -> f32 {
-    (TABLE[code & 15] as i32 + SHIFT_STEP * shift) as f32
+/// For each trial, with q the levels nearest to sign * y where y = weights * inverse: the sums of weight * q and
+/// of q^2. The error of a scale s is then |w|^2 - 2 s (w q) + s^2 q^2.
+fn trial_sums(weights: &[f32], inverse: f32) -> [f32x8; 2] {
+    let (mut cross, mut square) = (f32x8::ZERO, f32x8::ZERO);
+    for weight in weights {
+        let levels = f32x8::from(TRIAL_LEVELS[cell(weight * inverse)]);
+        cross += f32x8::splat(*weight) * levels;
+        square += levels * levels;
+    }
+    [cross, square]
 }
 
 /// The least-squares scale of a group: over both signs, the four shifts and fifteen first guesses of the scale,
@@ -110,25 +157,16 @@ fn search_scale(weights: &[f32]) -> f32 {
     }
     let mut unit = [0.0; GROUP]; // In units of the largest, so that tiny and huge weights stay in range.
     unit.iter_mut().zip(weights).for_each(|(unit, weight)| *unit = weight / largest);
-    let unit = &unit[..weights.len()];
     let (mut most_removed, mut scale) = (0.0f32, 0.0f32);
     for guess in 0..15 {
         // The largest weight lands between 70 and 154; the levels reach from 127 down and 121 up.
-        let magnitude = (70 + 6 * guess) as f32;
-        for inverse in [magnitude, -magnitude] {
-            for shift in 0..SHIFTS {
-                let offset = (SHIFT_STEP * shift) as f32;
-                let (mut cross, mut square) = (0.0f32, 0.0f32);
-                for unit in unit {
-                    let q = level(nearest(unit * inverse - offset), shift);
-                    cross += unit * q;
-                    square += q * q;
-                }
-                // min over s of |w - s q|^2 is |w|^2 - (w q)^2 / q^2, at s = w q / q^2.
-                let removed = cross * cross / square;
-                if removed > most_removed {
-                    (most_removed, scale) = (removed, cross / square);
-                }
+        let [cross, square] = trial_sums(&unit[..weights.len()], (70 + 6 * guess) as f32);
+        // At the best s = w q / q^2 the error is |w|^2 - (w q)^2 / q^2.
+        let removed = (cross * cross / square).to_array();
+        for (removed, trial) in removed.into_iter().zip(0..) {
+            if removed > most_removed {
+                most_removed = removed;
+                scale = cross.to_array()[trial] / square.to_array()[trial];
             }
         }
     }
@@ -142,33 +180,31 @@ fn pack_group(weights: &[f32], scale: f32, row_scale: f32, packed: &mut [u8; GRO
     if row_scale == 0.0 {
         return;
     }
+    let mut targets = [0.0; GROUP]; // In units of the row's scale.
+    targets.iter_mut().zip(weights).for_each(|(target, weight)| *target = weight / row_scale);
+    let targets = &targets[..weights.len()];
     let middle = (scale / row_scale).round() as i32;
-    let mut least = f32::INFINITY;
-    let mut best = (0, 0);
-    for factor in middle - 1..=middle + 1 {
-        for shift in 0..SHIFTS {
-            let error = weights.iter().map(|weight| {
-                let target = weight / row_scale;
-                let value = factor as f32 * level(code(target, factor, shift), shift);
-                (target - value) * (target - value)
-            });
-            let error = error.sum();
-            if (-32..32).contains(&factor) && error < least {
-                (least, best) = (error, (factor, shift));
+    let (mut least, mut factor, mut shift) = (0.0, 0, 0); // A factor of 0 leaves an error of |w|^2.
+    for candidate in (middle - 1..=middle + 1).filter(|f| *f != 0 && (-32..32).contains(f)) {
+        let [cross, square] = trial_sums(targets, 1.0 / candidate.abs() as f32).map(f32x8::to_array);
+        let (s, first) = (candidate as f32, if candidate > 0 { 0 } else { SHIFTS });
+        for trial in 0..SHIFTS {
+            let error = s * (s * square[first + trial] - 2.0 * cross[first + trial]);
+            if error < least {
+                (least, factor, shift) = (error, candidate, trial);
             }
         }
     }
-    let (factor, shift) = best;
-    let (head, codes) = packed.split_at_mut(1);
-    head[0] = (factor << 2 | shift) as u8;
-    for (i, weight) in weights.iter().enumerate() {
-        codes[i / 2] |= (code(weight / row_scale, factor, shift) as u8) << (4 * (i % 2));
+    if factor == 0 {
+        return;
     }
-}
-
-/// The code for a weight in units of the row's scale.
-fn code(target: f32, factor: i32, shift: i32) -> usize {
-    if factor == 0 { 0 } else { nearest(target / factor as f32 - (SHIFT_STEP * shift) as f32) }
+    let (head, codes) = packed.split_at_mut(1);
+    head[0] = (factor << 2) as u8 | shift as u8;
+    let offset = (SHIFT_STEP * shift as i32) as f32;
+    for (i, target) in targets.iter().enumerate() {
+        let code = NEAREST[cell(target / factor as f32 - offset)];
+        codes[i / 2] |= code << (4 * (i % 2));
+    }
 }
 
 /// A borrowed packed matrix.
@@ -207,11 +243,13 @@ impl<'a> Int4Ref<'a> {
         let groups = &groups.as_chunks::<GROUP_BYTES>().0[start / GROUP..];
         for (out, [head, codes @ ..]) in out.chunks_mut(GROUP).zip(groups) {
             let scale = row_scale * (*head as i8 >> 2) as f32;
-            let shift = (*head & 3) as i32;
-            for (out, byte) in out.chunks_mut(2).zip(codes) {
-                let pair = [byte & 15, byte >> 4];
-                out.iter_mut().zip(pair).for_each(|(out, code)| *out = scale * level(code as usize, shift));
+            // All lookups before all arithmetic, so that the arithmetic is done in vectors.
+            let mut levels = [0.0; GROUP];
+            for (levels, byte) in levels.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                *levels = [LEVELS[(byte & 15) as usize], LEVELS[(byte >> 4) as usize]];
             }
+            let offset = (SHIFT_STEP * (head & 3) as i32) as f32;
+            out.iter_mut().zip(levels).for_each(|(out, level)| *out = scale * (level + offset));
         }
     }
 }

@@ -98,14 +98,19 @@ unsafe fn dot_unrolled<T: Element, const N: usize, const U: usize>(weights: &[T]
         unsafe { dot_step(weights, x, k, &mut sums[0]) };
         k += 8;
     }
-    std::array::from_fn(|t| {
+    // No closure sees the sums: one that is not inlined would keep them in memory during the loops above.
+    let mut totals = [0.0; N];
+    for (t, total) in totals.iter_mut().enumerate() {
         let mut all = sums[0][t];
         for sums in &sums[1..] {
             all = _mm256_add_ps(all, sums[t]);
         }
-        let rest = weights[k..].iter().zip(&x[t][k..]);
-        rest.fold(reduce(all), |sum, (weight, x)| sum + weight.widen() * x)
-    })
+        *total = reduce(all);
+        for (weight, x) in weights[k..].iter().zip(&x[t][k..]) {
+            *total += weight.widen() * x;
+        }
+    }
+    totals
 }
 
 /// Adds the products of eight weights from `k` on.
