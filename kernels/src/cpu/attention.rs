@@ -7,9 +7,11 @@
 //! split as well, and the parts are put together at the end. Whether and where depends on shapes alone.
 
 use super::Isa;
+use half::{bf16, f16};
+
 use super::crew::Crew;
 use super::isa::LANES;
-use super::kv::{BLOCK_TOKENS, Head, KvBlock, KvLayout, PANEL};
+use super::kv::{BLOCK_TOKENS, KvBlock, KvLayout, KvType, PANEL, Stored};
 use super::math::{exp, tanh};
 use super::matrix::Element;
 
@@ -51,6 +53,9 @@ pub struct QueryRow {
 /// Query vectors (rows times heads of a group) that a task aims at: enough that reading and widening a key is
 /// shared by many, few enough that their sums stay in the cache.
 const TILE_QUERIES: usize = 64;
+
+/// Up to this many queries widen a key or value each time they load it: they are one step of the inner kernel.
+const UNWIDENED: usize = 6;
 
 /// Blocks between two rescalings of the sums.
 const STEP_BLOCKS: usize = 4;
@@ -115,7 +120,12 @@ pub fn attend(
     let part_len = tile_rows * shape.group() * result_len;
     let mut results = vec![0.0; parts.len() * shape.n_kv_heads * part_len];
     crew.rows(&mut results, part_len, |task, results| {
-        inner.run(&parts[task / shape.n_kv_heads], task % shape.n_kv_heads, results, result_len);
+        let (part, kv_head) = (&parts[task / shape.n_kv_heads], task % shape.n_kv_heads);
+        match layout.kv_type {
+            KvType::F32 => inner.run::<f32>(part, kv_head, results, result_len),
+            KvType::F16 => inner.run::<f16>(part, kv_head, results, result_len),
+            KvType::Bf16 => inner.run::<bf16>(part, kv_head, results, result_len),
+        }
     });
     crew.rows(out, row_len, |row, out| {
         for (head, out) in out.chunks_exact_mut(shape.head_dim).enumerate() {
@@ -214,7 +224,7 @@ struct Inner<'a> {
 
 impl Inner<'_> {
     /// One part for one KV head. `results` are zeros.
-    fn run(&self, part: &Part, kv_head: usize, results: &mut [f32], result_len: usize) {
+    fn run<T: Stored>(&self, part: &Part, kv_head: usize, results: &mut [f32], result_len: usize) {
         let (group, head_dim) = (self.shape.group(), self.shape.head_dim);
         let rows = &self.rows[part.rows.clone()];
         let n = rows.len() * group;
@@ -230,38 +240,43 @@ impl Inner<'_> {
         let table = &self.tables[rows[0].sequence];
         let last = rows.iter().map(|row| row.position).max().unwrap_or(0);
         let mut scores = vec![0.0; n * STEP];
-        let mut panel = vec![0.0; padded * BLOCK_TOKENS];
+        let mut wide = vec![0.0; head_dim.max(PANEL) * BLOCK_TOKENS];
         for start in part.blocks.clone().step_by(STEP_BLOCKS) {
             let blocks = start..part.blocks.end.min(start + STEP_BLOCKS);
-            let heads = blocks.clone().map(|block| {
-                let block = table.blocks[block - table.first_block] as usize;
-                self.pool[block].head(self.layout, self.layer, kv_head)
-            });
             scores.fill(0.0);
-            for (i, head) in heads.clone().enumerate() {
-                let keys = &mut panel[..head_dim * BLOCK_TOKENS];
-                match head {
-                    Head::F32(from, _) => self.isa.widen(from, keys),
-                    Head::F16(from, _) => self.isa.widen(from, keys),
-                    Head::Bf16(from, _) => self.isa.widen(from, keys),
+            for (i, block) in blocks.clone().enumerate() {
+                if block + 1 < part.blocks.end {
+                    // Heads of one block lie far apart in memory, so the hardware does not guess the next.
+                    let (keys, values) = self.head::<T>(table, block + 1, kv_head);
+                    self.isa.prefetch(keys);
+                    self.isa.prefetch(values);
                 }
-                self.isa.gemm(n, (&queries, head_dim), keys, (&mut scores[i * BLOCK_TOKENS..], STEP));
+                let (keys, _) = self.head::<T>(table, block, kv_head);
+                let scores = (&mut scores[i * BLOCK_TOKENS..], STEP);
+                self.product(n, (&queries, head_dim), keys, &mut wide, scores);
             }
             let first_key = start * BLOCK_TOKENS;
             let pairs = scores.chunks_exact_mut(STEP).zip(results.chunks_exact_mut(result_len));
             for ((scores, result), query) in pairs.zip(0..) {
                 self.weigh(rows[query / group].position, first_key, scores, result);
             }
-            for (i, head) in heads.enumerate() {
+            for (i, block) in blocks.enumerate() {
                 // Slots behind the last token may hold anything, even what is not finite: they are not read.
-                let used = (last + 1 - (start + i) * BLOCK_TOKENS).min(BLOCK_TOKENS);
-                match head {
-                    Head::F32(_, from) => self.add(n, &scores[i * BLOCK_TOKENS..], from, used, &mut panel, results),
-                    Head::F16(_, from) => self.add(n, &scores[i * BLOCK_TOKENS..], from, used, &mut panel, results),
-                    Head::Bf16(_, from) => self.add(n, &scores[i * BLOCK_TOKENS..], from, used, &mut panel, results),
+                let used = (last + 1 - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
+                let (_, values) = self.head::<T>(table, block, kv_head);
+                for (j, panel) in values.chunks_exact(BLOCK_TOKENS * PANEL).enumerate() {
+                    let weights = (&scores[i * BLOCK_TOKENS..], STEP);
+                    let sums = (&mut results[j * PANEL..], result_len);
+                    self.product(n, weights, &panel[..used * PANEL], &mut wide, sums);
                 }
             }
         }
+    }
+
+    /// The keys and values of one head in one block of a sequence.
+    fn head<T: Stored>(&self, table: &BlockTable<'_>, block: usize, kv_head: usize) -> (&[T], &[T]) {
+        let block = table.blocks[block - table.first_block] as usize;
+        self.pool[block].head(self.layout, self.layer, kv_head)
     }
 
     /// Turns one query's scores of a step into weights relative to the largest score so far, and brings its sums
@@ -294,20 +309,21 @@ impl Inner<'_> {
         *total += scores.iter().sum::<f32>();
     }
 
-    /// Adds a block's values times their weights to the sums.
-    fn add<T: Element>(
+    /// The matrix product of the inner kernel, for a panel of any type. Many queries want it widened once.
+    fn product<T: Element>(
         &self,
         n: usize,
-        weights: &[f32],
-        values: &[T],
-        used: usize,
-        panel: &mut [f32],
-        results: &mut [f32],
+        x: (&[f32], usize),
+        panel: &[T],
+        wide: &mut [f32],
+        out: (&mut [f32], usize),
     ) {
-        let result_len = self.layout.padded_head_dim() + 2;
-        self.isa.widen(values, panel);
-        for (i, panel) in panel.chunks_exact(BLOCK_TOKENS * PANEL).enumerate() {
-            self.isa.gemm(n, (weights, STEP), &panel[..used * PANEL], (&mut results[i * PANEL..], result_len));
+        if n <= UNWIDENED {
+            self.isa.gemm(n, x, panel, out);
+        } else {
+            let wide = &mut wide[..panel.len()];
+            self.isa.widen(panel, wide);
+            self.isa.gemm(n, x, wide, out);
         }
     }
 }

@@ -84,12 +84,40 @@ enum Storage {
     Bf16(Box<[bf16]>),
 }
 
-/// The keys and the value panels of one head in one block.
-#[derive(Clone, Copy)]
-pub(super) enum Head<'a> {
-    F32(&'a [f32], &'a [f32]),
-    F16(&'a [f16], &'a [f16]),
-    Bf16(&'a [bf16], &'a [bf16]),
+/// A type that blocks store.
+pub(super) trait Stored: Element {
+    /// All values of a block, which must be of this type.
+    fn all(block: &KvBlock) -> &[Self];
+}
+
+/// A block was made for another layout than it is used with.
+const OTHER_TYPE: &str = "a cache block holds another type than its layout says";
+
+impl Stored for f32 {
+    fn all(block: &KvBlock) -> &[f32] {
+        match &block.0 {
+            Storage::F32(all) => all,
+            _ => panic!("{OTHER_TYPE}"),
+        }
+    }
+}
+
+impl Stored for f16 {
+    fn all(block: &KvBlock) -> &[f16] {
+        match &block.0 {
+            Storage::F16(all) => all,
+            _ => panic!("{OTHER_TYPE}"),
+        }
+    }
+}
+
+impl Stored for bf16 {
+    fn all(block: &KvBlock) -> &[bf16] {
+        match &block.0 {
+            Storage::Bf16(all) => all,
+            _ => panic!("{OTHER_TYPE}"),
+        }
+    }
 }
 
 impl KvBlock {
@@ -129,7 +157,7 @@ impl KvBlock {
             (Storage::F32(to), Storage::F32(from)) => to.copy_from_slice(from),
             (Storage::F16(to), Storage::F16(from)) => to.copy_from_slice(from),
             (Storage::Bf16(to), Storage::Bf16(from)) => to.copy_from_slice(from),
-            _ => panic!("a cache block was copied to one of another type"),
+            _ => panic!("{OTHER_TYPE}"),
         }
     }
 
@@ -140,26 +168,10 @@ impl KvBlock {
         assert_eq!((key, value), (expected, expected), "lengths of a key and a value");
     }
 
-    /// One head's part of the block, for attention.
-    pub(super) fn head(&self, layout: &KvLayout, layer: usize, head: usize) -> Head<'_> {
-        fn part<'a, T>(all: &'a [T], layout: &KvLayout, layer: usize, head: usize) -> (&'a [T], &'a [T]) {
-            let n = layout.head_values();
-            all[(layer * layout.n_kv_heads + head) * n..][..n].split_at(layout.key_values())
-        }
-        match &self.0 {
-            Storage::F32(all) => {
-                let (keys, values) = part(all, layout, layer, head);
-                Head::F32(keys, values)
-            }
-            Storage::F16(all) => {
-                let (keys, values) = part(all, layout, layer, head);
-                Head::F16(keys, values)
-            }
-            Storage::Bf16(all) => {
-                let (keys, values) = part(all, layout, layer, head);
-                Head::Bf16(keys, values)
-            }
-        }
+    /// The keys and the value panels of one head, for attention.
+    pub(super) fn head<T: Stored>(&self, layout: &KvLayout, layer: usize, head: usize) -> (&[T], &[T]) {
+        let n = layout.head_values();
+        T::all(self)[(layer * layout.n_kv_heads + head) * n..][..n].split_at(layout.key_values())
     }
 }
 

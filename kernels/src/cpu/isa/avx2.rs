@@ -57,6 +57,13 @@ impl Load for bf16 {
     }
 }
 
+pub(super) fn prefetch<T: Element>(values: &[T]) {
+    for line in values.chunks(64 / size_of::<T>()) {
+        // SAFETY: a prefetch reads nothing that can be seen, and the address is that of a value.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
+
 pub(super) fn widen<T: Element>(_: Avx2, values: &[T], out: &mut [f32]) {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn inner<T: Element>(values: &[T], out: &mut [f32]) {
@@ -187,63 +194,96 @@ fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
     [below(0), below(1), below(2), below(3), above(0), above(1), above(2), above(3)]
 }
 
-pub(super) fn gemm(
+pub(super) fn gemm<T: Element>(
     _: Avx2,
     n: usize,
     (x, x_stride): (&[f32], usize),
-    panel: &[f32],
+    panel: &[T],
     (out, out_stride): (&mut [f32], usize),
 ) {
     let mut t = 0;
     while t < n {
         let (x, out) = (&x[t * x_stride..], &mut out[t * out_stride..]);
-        let left = n - t;
+        let (x, out) = ((x, x_stride), (out, out_stride));
         // Six tokens are twelve sums, which with two weights and one input fill the sixteen registers. What is
-        // left over is cut evenly, as few tokens at a time wait for the latency of their few sums.
+        // left over is cut evenly, as few sums wait for their own latency; one or two tokens sum in four parts.
         // SAFETY: the token proves the features; Isa::gemm has checked that x has n rows of the panel's depth
         // and out n rows of LANES.
         t += unsafe {
-            match left {
-                1 => tile::<1>((x, x_stride), panel, (out, out_stride)),
-                2 => tile::<2>((x, x_stride), panel, (out, out_stride)),
-                3 => tile::<3>((x, x_stride), panel, (out, out_stride)),
-                4 | 7 | 8 => tile::<4>((x, x_stride), panel, (out, out_stride)),
-                5 | 9 | 10 => tile::<5>((x, x_stride), panel, (out, out_stride)),
-                _ => tile::<6>((x, x_stride), panel, (out, out_stride)),
+            match n - t {
+                1 => tile::<T, 1, 4>(x, panel, out),
+                2 => tile::<T, 2, 2>(x, panel, out),
+                3 => tile::<T, 3, 1>(x, panel, out),
+                4 | 7 | 8 => tile::<T, 4, 1>(x, panel, out),
+                5 | 9 | 10 => tile::<T, 5, 1>(x, panel, out),
+                _ => tile::<T, 6, 1>(x, panel, out),
             }
         };
     }
 }
 
-/// N tokens by LANES outputs, summed in registers over the panel's depth.
+/// N tokens by LANES outputs, summed in registers over the panel's depth, in U independent parts.
 ///
 /// # Safety
 /// `x` has N rows of the panel's depth, `out` N rows of LANES.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const N: usize>(
+unsafe fn tile<T: Element, const N: usize, const U: usize>(
     (x, x_stride): (&[f32], usize),
-    panel: &[f32],
+    panel: &[T],
     (out, out_stride): (&mut [f32], usize),
 ) -> usize {
-    let mut sums = [[_mm256_setzero_ps(); 2]; N];
-    for (k, weights) in panel.as_chunks::<LANES>().0.iter().enumerate() {
-        // SAFETY: weights is an array of LANES = 16 values.
-        let (low, high) = unsafe { (_mm256_loadu_ps(weights.as_ptr()), _mm256_loadu_ps(weights.as_ptr().add(8))) };
-        for (t, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: t < N rows, k < depth.
-            let x = unsafe { _mm256_broadcast_ss(&*x.as_ptr().add(t * x_stride + k)) };
-            sums[0] = _mm256_fmadd_ps(x, low, sums[0]);
-            sums[1] = _mm256_fmadd_ps(x, high, sums[1]);
+    let mut sums = [[[_mm256_setzero_ps(); 2]; N]; U];
+    let depth = panel.len() / LANES;
+    let mut k = 0;
+    while k + U <= depth {
+        for sums in &mut sums {
+            // SAFETY: the U steps end at most at the depth.
+            unsafe { tile_step((x, x_stride), panel, k, sums) };
+            k += 1;
         }
     }
-    for (t, [low, high]) in sums.iter().enumerate() {
+    while k < depth {
+        // SAFETY: k < depth.
+        unsafe { tile_step((x, x_stride), panel, k, &mut sums[0]) };
+        k += 1;
+    }
+    for t in 0..N {
+        let [mut low, mut high] = sums[0][t];
+        for sums in &sums[1..] {
+            (low, high) = (_mm256_add_ps(low, sums[t][0]), _mm256_add_ps(high, sums[t][1]));
+        }
         // SAFETY: t < N rows of LANES = 16 values.
         unsafe {
             let out = out.as_mut_ptr().add(t * out_stride);
-            _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), *low));
+            _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), low));
             let out = out.add(8);
-            _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), *high));
+            _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), high));
         }
     }
     N
+}
+
+/// Adds the products of all N inputs `k` with the panel's weights `k`.
+///
+/// # Safety
+/// As for [`tile`], and k is below the depth.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile_step<T: Element, const N: usize>(
+    (x, x_stride): (&[f32], usize),
+    panel: &[T],
+    k: usize,
+    sums: &mut [[__m256; 2]; N],
+) {
+    // SAFETY: the panel has LANES = 16 values for each k below the depth.
+    let (low, high) = unsafe {
+        let weights = panel.as_ptr().add(k * LANES);
+        (T::load8(weights), T::load8(weights.add(8)))
+    };
+    for (t, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: t < N rows, k < depth.
+        let x = unsafe { _mm256_broadcast_ss(&*x.as_ptr().add(t * x_stride + k)) };
+        sums[0] = _mm256_fmadd_ps(x, low, sums[0]);
+        sums[1] = _mm256_fmadd_ps(x, high, sums[1]);
+    }
 }

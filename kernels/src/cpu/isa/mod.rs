@@ -14,6 +14,15 @@ use super::{Isa, Tier};
 pub(super) const LANES: usize = 16;
 
 impl Isa {
+    /// Asks for values that will be read soon. Changes nothing but time.
+    pub(super) fn prefetch<T: Element>(self, values: &[T]) {
+        match self.0 {
+            Tier::Portable => {}
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(_) => avx2::prefetch(values),
+        }
+    }
+
     /// `out[i] = values[i]`, exact.
     pub(super) fn widen<T: Element>(self, values: &[T], out: &mut [f32]) {
         assert_eq!(values.len(), out.len(), "values to widen");
@@ -49,11 +58,11 @@ impl Isa {
 
     /// `out[t][r] += sum_k x[t][k] * panel[k][r]` for `n` tokens. Rows of `x` start `x_stride` apart, those of
     /// `out` `out_stride`; the depth is the panel's.
-    pub(super) fn gemm(
+    pub(super) fn gemm<T: Element>(
         self,
         n: usize,
         (x, x_stride): (&[f32], usize),
-        panel: &[f32],
+        panel: &[T],
         (out, out_stride): (&mut [f32], usize),
     ) {
         let depth = panel.len() / LANES;

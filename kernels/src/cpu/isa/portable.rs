@@ -44,29 +44,35 @@ pub(super) fn pack(rows: &[f32], depth: usize, panel: &mut [f32]) {
     }
 }
 
-pub(super) fn gemm(n: usize, (x, x_stride): (&[f32], usize), panel: &[f32], (out, out_stride): (&mut [f32], usize)) {
+pub(super) fn gemm<T: Element>(
+    n: usize,
+    (x, x_stride): (&[f32], usize),
+    panel: &[T],
+    (out, out_stride): (&mut [f32], usize),
+) {
     let mut t = 0;
     while t < n {
         let (x, out) = (&x[t * x_stride..], &mut out[t * out_stride..]);
         // Three tokens fill the sixteen registers of SSE2.
         t += match n - t {
-            1 => tile::<1>((x, x_stride), panel, (out, out_stride)),
-            2 => tile::<2>((x, x_stride), panel, (out, out_stride)),
-            _ => tile::<3>((x, x_stride), panel, (out, out_stride)),
+            1 => tile::<T, 1>((x, x_stride), panel, (out, out_stride)),
+            2 => tile::<T, 2>((x, x_stride), panel, (out, out_stride)),
+            _ => tile::<T, 3>((x, x_stride), panel, (out, out_stride)),
         };
     }
 }
 
-fn tile<const N: usize>(
+fn tile<T: Element, const N: usize>(
     (x, x_stride): (&[f32], usize),
-    panel: &[f32],
+    panel: &[T],
     (out, out_stride): (&mut [f32], usize),
 ) -> usize {
     let panel = panel.as_chunks::<LANES>().0;
     let x: [&[f32]; N] = std::array::from_fn(|t| &x[t * x_stride..][..panel.len()]);
     let mut sums = [[f32x8::ZERO; 2]; N];
     for (k, weights) in panel.iter().enumerate() {
-        let [low, high] = halves(weights);
+        let lanes = |first: usize| f32x8::from(std::array::from_fn(|r| weights[first + r].widen()));
+        let (low, high) = (lanes(0), lanes(8));
         for (sums, x) in sums.iter_mut().zip(x) {
             let x = f32x8::splat(x[k]);
             sums[0] += x * low;
@@ -79,9 +85,4 @@ fn tile<const N: usize>(
         out.iter_mut().zip(values).for_each(|(out, sum)| *out += sum);
     }
     N
-}
-
-fn halves(lanes: &[f32; LANES]) -> [f32x8; 2] {
-    let halves = lanes.as_chunks::<8>().0;
-    [f32x8::from(halves[0]), f32x8::from(halves[1])]
 }
