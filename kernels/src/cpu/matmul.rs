@@ -111,8 +111,8 @@ impl Part<'_> {
                 MatrixRef::F32(m) => isa.dot(m.row(row), x),
                 MatrixRef::F16(m) => isa.dot(m.row(row), x),
                 MatrixRef::Bf16(m) => isa.dot(m.row(row), x),
-                MatrixRef::Int8(m) => dequantized_dot(isa, x, |start, out| m.dequantize(row, start, out)),
-                MatrixRef::Int4(m) => dequantized_dot(isa, x, |start, out| m.dequantize(row, start, out)),
+                MatrixRef::Int8(m) => dequantized_dot(isa, x, |start, out| isa.int8(m, row, start, out)),
+                MatrixRef::Int4(m) => dequantized_dot(isa, x, |start, out| isa.int4(m, row, start, out)),
             };
             for (t, sum) in sums.into_iter().enumerate() {
                 let at = column - tile.columns.start;
@@ -139,8 +139,8 @@ impl Part<'_> {
                         MatrixRef::F32(m) => widen(isa, m, row, start, out),
                         MatrixRef::F16(m) => widen(isa, m, row, start, out),
                         MatrixRef::Bf16(m) => widen(isa, m, row, start, out),
-                        MatrixRef::Int8(m) => m.dequantize(row, start, out),
-                        MatrixRef::Int4(m) => m.dequantize(row, start, out),
+                        MatrixRef::Int8(m) => isa.int8(m, row, start, out),
+                        MatrixRef::Int4(m) => isa.int4(m, row, start, out),
                     }
                 }
                 isa.pack(rows, depth, panel);

@@ -8,7 +8,7 @@ pub mod attention;
 pub mod crew;
 mod isa;
 pub mod kv;
-pub mod math;
+mod math;
 pub mod matmul;
 pub mod matrix;
 pub mod moe;

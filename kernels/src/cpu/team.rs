@@ -296,6 +296,12 @@ mod tests {
     }
 
     #[test]
+    fn a_team_is_shared_between_threads() {
+        fn shared<T: Send + Sync>(_: &T) {}
+        shared(&team(2));
+    }
+
+    #[test]
     fn sizes_that_cannot_be_are_refused() {
         for threads in [0, 1 << 20] {
             let refused = Team::new(threads, Isa::best()).map(|team| team.threads());

@@ -1,6 +1,6 @@
 //! 4-bit weights: groups of 16 inputs, 4.5 bits a weight and 32 more a row.
 //!
-//! value = row_scale * group_scale * (TABLE[code] + 4 * shift)
+//! value = row_scale * group_scale * (level + 4 * shift), level = [`TABLE`] at code
 //!
 //! with code in 0..16, group_scale in -32..32 and shift in 0..4. The 16 levels lie closer near zero, like the
 //! weights. They are lopsided: the sign of the group's scale turns them around and the shift moves them, which
@@ -22,6 +22,9 @@ use crate::error::KernelError;
 /// Inputs that share a scale and a shift.
 pub const GROUP: usize = 16;
 const GROUP_BYTES: usize = 1 + GROUP / 2;
+
+/// A packed group.
+pub(crate) type Group = [u8; GROUP_BYTES];
 const ROW_HEADER: usize = 4;
 
 /// The levels. Made by Lloyd's iteration over groups of 16 normal values: choose the best sign, shift and scale
@@ -29,7 +32,7 @@ const ROW_HEADER: usize = 4;
 pub const TABLE: [i8; 16] = [-127, -105, -85, -67, -52, -38, -26, -14, -3, 9, 20, 32, 45, 59, 75, 109];
 
 /// The levels as the arithmetic wants them.
-const LEVELS: [f32; 16] = {
+pub(crate) const LEVELS: [f32; 16] = {
     let mut levels = [0.0; 16];
     let mut i = 0;
     while i < levels.len() {
@@ -234,22 +237,37 @@ impl<'a> Int4Ref<'a> {
 
     /// Writes the values `start..start + out.len()` of a row; `start` is a multiple of [`GROUP`].
     pub fn dequantize(&self, row: usize, start: usize, out: &mut [f32]) {
+        let (row_scale, groups) = self.groups(row, start, out.len());
+        dequantize_groups(row_scale, groups, out);
+    }
+
+    /// The scale of a row, and the groups of its `len` values from `start`, a multiple of [`GROUP`], on.
+    pub(crate) fn groups(&self, row: usize, start: usize, len: usize) -> (f32, &'a [Group]) {
         assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
         assert!(start.is_multiple_of(GROUP), "column {start} is inside a group of {GROUP}");
-        assert!(start + out.len() <= self.cols, "columns {start}..{} of {}", start + out.len(), self.cols);
+        assert!(start + len <= self.cols, "columns {start}..{} of {}", start + len, self.cols);
         let row_bytes = self.bytes.len() / self.rows;
         let (header, groups) = self.bytes[row * row_bytes..][..row_bytes].split_at(ROW_HEADER);
         let row_scale = header.try_into().map_or(0.0, f32::from_le_bytes);
-        let groups = &groups.as_chunks::<GROUP_BYTES>().0[start / GROUP..];
-        for (out, [head, codes @ ..]) in out.chunks_mut(GROUP).zip(groups) {
-            let scale = row_scale * (*head as i8 >> 2) as f32;
-            // All lookups before all arithmetic, so that the arithmetic is done in vectors.
-            let mut levels = [0.0; GROUP];
-            for (levels, byte) in levels.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-                *levels = [LEVELS[(byte & 15) as usize], LEVELS[(byte >> 4) as usize]];
-            }
-            let offset = (SHIFT_STEP * (head & 3) as i32) as f32;
-            out.iter_mut().zip(levels).for_each(|(out, level)| *out = scale * (level + offset));
-        }
+        (row_scale, &groups.as_chunks().0[start / GROUP..][..len.div_ceil(GROUP)])
     }
+}
+
+/// Writes the values of groups of a row; the last may be cut short.
+pub(crate) fn dequantize_groups(row_scale: f32, groups: &[Group], out: &mut [f32]) {
+    for (out, group) in out.chunks_mut(GROUP).zip(groups) {
+        let (scale, offset) = scale_and_offset(row_scale, group);
+        // All lookups before all arithmetic, so that the arithmetic is done in vectors.
+        let mut levels = [0.0; GROUP];
+        for (levels, byte) in levels.as_chunks_mut::<2>().0.iter_mut().zip(&group[1..]) {
+            *levels = [LEVELS[(byte & 15) as usize], LEVELS[(byte >> 4) as usize]];
+        }
+        out.iter_mut().zip(levels).for_each(|(out, level)| *out = scale * (level + offset));
+    }
+}
+
+/// A group's two numbers: value = scale * (level + offset).
+pub(crate) fn scale_and_offset(row_scale: f32, group: &Group) -> (f32, f32) {
+    let head = group[0];
+    (row_scale * (head as i8 >> 2) as f32, (SHIFT_STEP * (head & 3) as i32) as f32)
 }

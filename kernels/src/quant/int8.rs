@@ -20,6 +20,9 @@ use crate::error::KernelError;
 pub const GROUP: usize = 32;
 const GROUP_BYTES: usize = 2 + GROUP;
 
+/// A packed group.
+pub(crate) type Group = [u8; GROUP_BYTES];
+
 fn row_bytes(cols: usize) -> Option<usize> {
     cols.div_ceil(GROUP).checked_mul(GROUP_BYTES)
 }
@@ -80,16 +83,25 @@ impl<'a> Int8Ref<'a> {
 
     /// Writes the values `start..start + out.len()` of a row; `start` is a multiple of [`GROUP`].
     pub fn dequantize(&self, row: usize, start: usize, out: &mut [f32]) {
+        dequantize_groups(self.groups(row, start, out.len()), out);
+    }
+
+    /// The groups of `len` values of a row, from a multiple of [`GROUP`] on.
+    pub(crate) fn groups(&self, row: usize, start: usize, len: usize) -> &'a [Group] {
         assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
         assert!(start.is_multiple_of(GROUP), "column {start} is inside a group of {GROUP}");
-        assert!(start + out.len() <= self.cols, "columns {start}..{} of {}", start + out.len(), self.cols);
-        let groups = self.bytes.as_chunks::<GROUP_BYTES>().0;
-        let groups = &groups[row * self.cols.div_ceil(GROUP) + start / GROUP..];
-        for (out, [low, high, codes @ ..]) in out.chunks_mut(GROUP).zip(groups) {
-            let scale = f16::from_le_bytes([*low, *high]).to_f32();
-            for (out, code) in out.iter_mut().zip(codes) {
-                *out = scale * *code as i8 as f32;
-            }
+        assert!(start + len <= self.cols, "columns {start}..{} of {}", start + len, self.cols);
+        let first = row * self.cols.div_ceil(GROUP) + start / GROUP;
+        &self.bytes.as_chunks().0[first..][..len.div_ceil(GROUP)]
+    }
+}
+
+/// Writes the values of groups; the last may be cut short.
+pub(crate) fn dequantize_groups(groups: &[Group], out: &mut [f32]) {
+    for (out, [low, high, codes @ ..]) in out.chunks_mut(GROUP).zip(groups) {
+        let scale = f16::from_le_bytes([*low, *high]).to_f32();
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out = scale * *code as i8 as f32;
         }
     }
 }

@@ -6,6 +6,7 @@ use half::{bf16, f16};
 
 use super::LANES;
 use crate::cpu::matrix::Element;
+use crate::quant::{int4, int8};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,56 @@ pub(super) fn widen<T: Element>(_: Avx2, values: &[T], out: &mut [f32]) {
     }
     // SAFETY: the token proves the features.
     unsafe { inner(values, out) }
+}
+
+pub(super) fn int8(_: Avx2, groups: &[int8::Group], out: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(groups: &[int8::Group], out: &mut [f32]) -> usize {
+        let (outs, _) = out.as_chunks_mut::<{ int8::GROUP }>();
+        for (out, [low, high, codes @ ..]) in outs.iter_mut().zip(groups) {
+            let scale = _mm_cvtsi32_si128(u16::from_le_bytes([*low, *high]) as i32);
+            let scale = _mm256_broadcastss_ps(_mm_cvtph_ps(scale));
+            for (out, codes) in out.as_chunks_mut::<8>().0.iter_mut().zip(codes.as_chunks::<8>().0) {
+                let codes = _mm_cvtsi64_si128(i64::from_le_bytes(*codes));
+                let codes = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+                // SAFETY: out is an array of eight values.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(scale, codes)) };
+            }
+        }
+        outs.len()
+    }
+    // SAFETY: the token proves the features.
+    let whole = unsafe { inner(groups, out) };
+    int8::dequantize_groups(&groups[whole..], &mut out[whole * int8::GROUP..]);
+}
+
+pub(super) fn int4(_: Avx2, row_scale: f32, groups: &[int4::Group], out: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(row_scale: f32, groups: &[int4::Group], out: &mut [f32]) -> usize {
+        let (low, high) = int4::LEVELS.split_at(8);
+        // SAFETY: both are eight values.
+        let (low, high) = unsafe { (_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())) };
+        let places = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+        let (outs, _) = out.as_chunks_mut::<{ int4::GROUP }>();
+        for (out, group) in outs.iter_mut().zip(groups) {
+            let (scale, offset) = int4::scale_and_offset(row_scale, group);
+            let (scale, offset) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
+            for (out, codes) in out.as_chunks_mut::<8>().0.iter_mut().zip(group[1..].as_chunks::<4>().0) {
+                // Eight codes to the low bits of eight lanes. A permutation looks at three bits, so the fourth
+                // chooses between the two halves of the table; a blend looks at the sign.
+                let codes = _mm256_srlv_epi32(_mm256_set1_epi32(i32::from_le_bytes(*codes)), places);
+                let halves = [_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes)];
+                let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+                let levels = _mm256_blendv_ps(halves[0], halves[1], upper);
+                // SAFETY: out is an array of eight values.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(scale, _mm256_add_ps(levels, offset))) };
+            }
+        }
+        outs.len()
+    }
+    // SAFETY: the token proves the features.
+    let whole = unsafe { inner(row_scale, groups, out) };
+    int4::dequantize_groups(row_scale, &groups[whole..], &mut out[whole * int4::GROUP..]);
 }
 
 pub(super) fn dot<T: Element, const N: usize>(_: Avx2, weights: &[T], x: [&[f32]; N]) -> [f32; N] {

@@ -1,4 +1,4 @@
-//! The inner kernels: four small functions, written once for each tier.
+//! The inner kernels: a few small functions, written once for each tier.
 //!
 //! Operations call them through [`Isa`], whose value is the proof that the tier's instructions exist. The
 //! checks of shapes are here, so that a tier's file may rely on them.
@@ -9,6 +9,8 @@ mod portable;
 
 use super::matrix::Element;
 use super::{Isa, Tier};
+use crate::quant::int4::{self, Int4Ref};
+use crate::quant::int8::{self, Int8Ref};
 
 /// Output features in the lanes of a panel: a panel is [depth][LANES].
 pub(super) const LANES: usize = 16;
@@ -17,7 +19,7 @@ impl Isa {
     /// Asks for values that will be read soon. Changes nothing but time.
     pub(super) fn prefetch<T: Element>(self, values: &[T]) {
         match self.0 {
-            Tier::Portable => {}
+            Tier::Portable => portable::prefetch(values),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(_) => avx2::prefetch(values),
         }
@@ -30,6 +32,26 @@ impl Isa {
             Tier::Portable => portable::widen(values, out),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::widen(token, values, out),
+        }
+    }
+
+    /// The values `start..start + out.len()` of a row, exactly as the format's specification gives them.
+    pub(super) fn int8(self, matrix: &Int8Ref<'_>, row: usize, start: usize, out: &mut [f32]) {
+        let groups = matrix.groups(row, start, out.len());
+        match self.0 {
+            Tier::Portable => int8::dequantize_groups(groups, out),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2::int8(token, groups, out),
+        }
+    }
+
+    /// The values `start..start + out.len()` of a row, exactly as the format's specification gives them.
+    pub(super) fn int4(self, matrix: &Int4Ref<'_>, row: usize, start: usize, out: &mut [f32]) {
+        let (row_scale, groups) = matrix.groups(row, start, out.len());
+        match self.0 {
+            Tier::Portable => int4::dequantize_groups(row_scale, groups, out),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2::int4(token, row_scale, groups, out),
         }
     }
 
@@ -75,6 +97,34 @@ impl Isa {
             Tier::Portable => portable::gemm(n, (x, x_stride), panel, (out, out_stride)),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::gemm(token, n, (x, x_stride), panel, (out, out_stride)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tier_dequantizes_exactly_as_specified() {
+        // Any bytes are a matrix. The scales' upper bytes are kept below those of NaN, which equals nothing.
+        let bytes = |n: usize| (0..n).map(|i| ((i * i * 31 + i * 7 + 5) % 251) as u8 & 0xbb).collect::<Vec<u8>>();
+        for cols in [1, 15, 16, 17, 31, 32, 33, 64, 300] {
+            let (n8, n4) = (int8::packed_bytes(3, cols), int4::packed_bytes(3, cols));
+            let (bytes8, bytes4) = (bytes(n8.unwrap_or(0)), bytes(n4.unwrap_or(0)));
+            let int8 = Int8Ref::new(&bytes8, 3, cols).expect("its length");
+            let int4 = Int4Ref::new(&bytes4, 3, cols).expect("its length");
+            for isa in Isa::available() {
+                for (row, start) in [(0, 0), (2, 0), (1, cols / 32 * 32)] {
+                    let (mut found, mut expected) = (vec![0.0; cols - start], vec![1.0; cols - start]);
+                    isa.int8(&int8, row, start, &mut found);
+                    int8.dequantize(row, start, &mut expected);
+                    assert_eq!(found, expected, "int8, {}, row {row} of {cols} from {start}", isa.name());
+                    isa.int4(&int4, row, start, &mut found);
+                    int4.dequantize(row, start, &mut expected);
+                    assert_eq!(found, expected, "int4, {}, row {row} of {cols} from {start}", isa.name());
+                }
+            }
         }
     }
 }

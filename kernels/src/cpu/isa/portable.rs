@@ -9,6 +9,9 @@ use crate::cpu::matrix::Element;
 /// Values that are widened at a time, on the stack.
 const CHUNK: usize = 256;
 
+/// There is no portable way to ask.
+pub(super) fn prefetch<T: Element>(_: &[T]) {}
+
 pub(super) fn widen<T: Element>(values: &[T], out: &mut [f32]) {
     out.iter_mut().zip(values).for_each(|(out, value)| *out = value.widen());
 }
