@@ -7,7 +7,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::Value as Json;
 
-use super::python;
+use super::{filters, methods, time, values};
 
 const NAME: &str = "chat";
 /// Budget of work: an instruction is 1, 64 bytes of text are 1. Real templates need some hundred per message.
@@ -38,14 +38,14 @@ pub(super) fn build(source: String) -> Result<Environment<'static>, String> {
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_recursion_limit(RECURSION);
-    environment.set_unknown_method_callback(python::method);
-    environment.set_formatter(python::print);
-    environment.add_filter("tojson", python::tojson);
+    environment.set_unknown_method_callback(methods::method);
+    environment.set_formatter(values::print);
+    filters::add(&mut environment);
     environment.add_function("raise_exception", |message: minijinja::Value| -> Result<minijinja::Value, Error> {
         let message = message.to_string();
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
-    environment.add_function("strftime_now", python::strftime_now);
+    environment.add_function("strftime_now", time::strftime_now);
     environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
     Ok(environment)
 }
@@ -57,7 +57,7 @@ pub(super) fn render(environment: &Environment<'static>, context: &Json) -> Resu
     environment.set_fuel(Some(FUEL + FUEL_PER_BYTE * *size));
     let template = environment.get_template(NAME).map_err(|error| describe(&error))?;
     let mut out = Bounded(Vec::new());
-    template.render_captured_to(python::from_json(context), &mut out).map_err(|error| describe(&error))?;
+    template.render_captured_to(values::from_json(context), &mut out).map_err(|error| describe(&error))?;
     String::from_utf8(out.0).map_err(|error| error.to_string())
 }
 

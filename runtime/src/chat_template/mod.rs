@@ -1,9 +1,13 @@
 //! Conversations to text, by the Jinja template that comes with a model, as the reference library renders it.
 
+mod arguments;
 mod environment;
-mod generation_tag;
-mod python;
+mod filters;
+mod methods;
+mod source;
+mod time;
 mod user_text;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -211,7 +215,7 @@ impl Parsed {
         if source.len() > LARGEST_TEMPLATE {
             return Err(format!("the template has {} bytes, expected at most {LARGEST_TEMPLATE}", source.len()));
         }
-        let rewritten = generation_tag::rewrite(source);
+        let rewritten = source::rewrite(source);
         let environment = on_large_stack(move || environment::build(rewritten))?;
         Ok(Parsed { source: source.to_owned(), environment })
     }
