@@ -27,9 +27,14 @@ impl Arguments {
 
     /// The argument at `index` or with `name`; None if it is absent or Python's None.
     pub(super) fn get(&self, index: usize, name: &str) -> Result<Option<Value>, Error> {
-        let named = self.named.as_ref().map(|named| named.get::<Option<Value>>(name)).transpose()?.flatten();
-        let value = self.positional.get(index).cloned().or(named);
-        Ok(value.filter(|value| !value.is_none() && !value.is_undefined()))
+        Ok(self.given(index, name)?.filter(|value| !value.is_none() && !value.is_undefined()))
+    }
+
+    /// The argument at `index` or with `name`, whatever it is.
+    pub(super) fn given(&self, index: usize, name: &str) -> Result<Option<Value>, Error> {
+        let named =
+            self.named.as_ref().filter(|named| named.has(name)).map(|named| named.get::<Value>(name)).transpose()?;
+        Ok(self.positional.get(index).cloned().or(named))
     }
 
     /// Fails on more than `most` arguments by place, or a name that was not asked for.

@@ -1,8 +1,6 @@
 //! The template engine, set up to behave as the reference's: Jinja2's sandbox with `trim_blocks`, `lstrip_blocks`
 //! and loop controls, Python's methods and printing, and the functions that the reference adds.
 
-use std::sync::Arc;
-
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::Value as Json;
@@ -12,7 +10,10 @@ use super::{filters, methods, time, values};
 const NAME: &str = "chat";
 /// Budget of work: an instruction is 1, 64 bytes of text are 1. Real templates need some hundred per message.
 const FUEL: u64 = 2_000_000;
+/// More of it for a longer conversation.
 const FUEL_PER_BYTE: u64 = 20;
+/// But no more than this: a value that is nested once in a few instructions must fit the stack when it is dropped.
+const MOST_FUEL: u64 = 8_000_000;
 /// Nested macros, includes and values.
 const RECURSION: usize = 120;
 /// A conversation longer than this is refused.
@@ -53,8 +54,8 @@ pub(super) fn build(source: String) -> Result<Environment<'static>, String> {
 /// Renders the template over `context`.
 pub(super) fn render(environment: &Environment<'static>, context: &Json) -> Result<String, String> {
     let mut environment = environment.clone();
-    let size = Arc::new(context.to_string().len() as u64);
-    environment.set_fuel(Some(FUEL + FUEL_PER_BYTE * *size));
+    let size = context.to_string().len() as u64;
+    environment.set_fuel(Some(FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(size)).min(MOST_FUEL)));
     let template = environment.get_template(NAME).map_err(|error| describe(&error))?;
     let mut out = Bounded(Vec::new());
     template.render_captured_to(values::from_json(context), &mut out).map_err(|error| describe(&error))?;

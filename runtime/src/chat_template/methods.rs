@@ -5,6 +5,7 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::arguments::{Arguments, invalid};
+use super::filters::pay_for_width;
 use super::values::is_printable;
 
 /// Python's methods; called by the engine for a method that a value does not have.
@@ -118,6 +119,12 @@ fn string_method(state: &State, text: &str, name: &str, args: &Arguments) -> Res
             let width = args.integer(0, "width")?.ok_or_else(|| Error::new(ErrorKind::MissingArgument, "width"))?;
             let fill = if name == "zfill" { Some("0".to_owned()) } else { args.text(1, "fillchar")? };
             Value::from(pad(state, text, name, width, &fill.unwrap_or_else(|| " ".to_owned()))?)
+        }
+        "format" => {
+            for spec in text.split('{').skip(1) {
+                pay_for_width(state, spec.split_once('}').map_or("", |(spec, _)| spec))?;
+            }
+            return Ok(None);
         }
         "expandtabs" => {
             let width = usize::try_from(args.integer(0, "tabsize")?.unwrap_or(8)).unwrap_or(0);

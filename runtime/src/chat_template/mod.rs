@@ -22,7 +22,7 @@ use crate::tokenizer::{AddSpecial, Tokenizer};
 /// A template larger than this is refused; the largest real ones are about 20 KiB.
 const LARGEST_TEMPLATE: usize = 1 << 20;
 /// The stack on which templates run: the engine recurses for nested values and macros.
-const STACK: usize = 64 << 20;
+const STACK: usize = 256 << 20;
 
 /// A parsed chat template, with its variant for tools if the model has one.
 #[derive(Clone, Debug)]
@@ -215,7 +215,7 @@ impl Parsed {
         if source.len() > LARGEST_TEMPLATE {
             return Err(format!("the template has {} bytes, expected at most {LARGEST_TEMPLATE}", source.len()));
         }
-        let rewritten = source::rewrite(source);
+        let rewritten = source::rewrite(source)?;
         let environment = on_large_stack(move || environment::build(rewritten))?;
         Ok(Parsed { source: source.to_owned(), environment })
     }

@@ -2,13 +2,23 @@
 //! - `{% generation %}` … `{% endgeneration %}` marks what an assistant wrote, for training. For rendering it is a
 //!   scope that shows its body: `{% with %}`.
 //! - `'…' % value` formats a text; the engine's `%` is for numbers only. With a literal on the left it becomes a filter.
+//! - `a + b` of lists is lazy in the engine and not paid with fuel; the right side passes through a filter that pays.
+//! - Line ends are all `\n`, and the one behind `{% raw %}` stays.
 
-use super::filters::PERCENT;
+use super::filters::{ADDEND, ATTRIBUTE, PERCENT};
 
 /// Rewrites both, and nothing inside comments, raw blocks or strings.
-pub(super) fn rewrite(source: &str) -> String {
+///
+/// The error says that the template needs other files, or more `**` than the parser can take.
+pub(super) fn rewrite(source: &str) -> Result<String, String> {
+    const MOST_POWERS: usize = 200;
+    if source.matches("**").count() > MOST_POWERS {
+        return Err(format!("the template has more than {MOST_POWERS} times `**`"));
+    }
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let escape = namespaces_escape(&source);
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
+    let mut rest = source.as_str();
     while let Some(start) = rest.find('{') {
         let (before, from) = rest.split_at(start);
         out.push_str(before);
@@ -19,7 +29,17 @@ pub(super) fn rewrite(source: &str) -> String {
         } else if from.starts_with("{%") {
             let length = tag_length(from, "%}");
             match first_word(from) {
-                ("raw", _) => length + raw_length(from.get(length..).unwrap_or("")),
+                ("raw", _) => {
+                    let (tag, behind) = from.split_at(length.min(from.len()));
+                    out.push_str(tag.strip_suffix("%}").unwrap_or(tag));
+                    if tag.ends_with("%}") {
+                        out.push_str(if tag.ends_with("-%}") || tag.ends_with("+%}") { "%}" } else { "+%}" });
+                    }
+                    let (raw, behind) = behind.split_at(raw_length(behind).min(behind.len()));
+                    out.push_str(raw);
+                    rest = behind;
+                    continue;
+                }
                 ("generation", at) => {
                     out.push_str(&replaced(from, length, at, "generation", "with"));
                     rest = from.get(length..).unwrap_or("");
@@ -30,27 +50,33 @@ pub(super) fn rewrite(source: &str) -> String {
                     rest = from.get(length..).unwrap_or("");
                     continue;
                 }
+                (word @ ("include" | "import" | "from" | "extends"), _) => {
+                    let tag = from.get(..length).unwrap_or("");
+                    return Err(format!("a chat template cannot use other files ({word}): {tag}"));
+                }
                 _ => length,
             }
         } else {
             1
         };
         let (tag, behind) = from.split_at(length.min(from.len()));
-        if tag.starts_with("{{") || tag.starts_with("{%") && first_word(tag).0 != "raw" {
-            rewrite_percent(&mut out, tag);
+        if tag.starts_with("{{") || tag.starts_with("{%") {
+            let attribute = escape.then(|| rewrite_attribute(tag)).flatten();
+            rewrite_operators(&mut out, attribute.as_deref().unwrap_or(tag));
         } else {
             out.push_str(tag);
         }
         rest = behind;
     }
     out.push_str(rest);
-    out
+    Ok(out)
 }
 
 /// The length of the tag at the beginning of `text`, over strings that contain its end.
 fn tag_length(text: &str, end: &str) -> usize {
     let bytes = text.as_bytes();
     let mut quote = None;
+    let mut depth = 0usize;
     let mut at = 2;
     while let Some(&byte) = bytes.get(at) {
         match quote {
@@ -58,7 +84,11 @@ fn tag_length(text: &str, end: &str) -> usize {
             Some(open) if byte == open => quote = None,
             Some(_) => {}
             None if byte == b'"' || byte == b'\'' => quote = Some(byte),
-            None if bytes.get(at..).is_some_and(|rest| rest.starts_with(end.as_bytes())) => return at + end.len(),
+            None if depth == 0 && bytes.get(at..).is_some_and(|rest| rest.starts_with(end.as_bytes())) => {
+                return at + end.len();
+            }
+            None if byte == b'{' => depth += 1,
+            None if byte == b'}' => depth = depth.saturating_sub(1),
             None => {}
         }
         at += 1;
@@ -95,19 +125,35 @@ fn raw_length(text: &str) -> usize {
     text.len()
 }
 
-/// Appends a tag with each `'…' % operand` written as `('…'|filter(operand))`.
-fn rewrite_percent(out: &mut String, tag: &str) {
-    let mut rest = tag;
-    while let Some(start) = rest.find(['"', '\'']) {
-        let (before, from) = rest.split_at(start);
+/// Appends a tag with its operators rewritten.
+fn rewrite_operators(out: &mut String, tag: &str) {
+    // The sign of `{%+` and `+%}` is no operator.
+    let signed = ["{%+", "{%-", "{{+", "{{-"].iter().any(|opening| tag.starts_with(opening));
+    let opened = signed || tag.starts_with("{%") || tag.starts_with("{{");
+    let (opening, mut rest) = tag.split_at(if opened { 2 + usize::from(signed) } else { 0 });
+    out.push_str(opening);
+    while let Some(at) = rest.find(['"', '\'', '+']) {
+        let (before, from) = rest.split_at(at);
         out.push_str(before);
+        if from.starts_with('+') {
+            let (operator, behind) = from.split_at(from.len() - from.trim_start_matches('+').trim_start().len());
+            let (operand, behind) = behind.split_at(operand_length(behind));
+            out.push_str(operator);
+            rewrite_operators(out, operand);
+            if operand.starts_with(|c: char| c.is_alphabetic() || "_([{".contains(c)) {
+                out.push('|');
+                out.push_str(ADDEND);
+            }
+            rest = behind;
+            continue;
+        }
         let (literal, behind) = from.split_at(string_length(from));
         let operator = behind.trim_start().strip_prefix('%').filter(|operand| !operand.starts_with('}'));
         let operand = operator.map(str::trim_start).map(|operand| operand.split_at(operand_length(operand)));
         match operand {
             Some((operand, behind)) if !operand.is_empty() => {
                 out.push_str(&format!("({literal}|{PERCENT}("));
-                rewrite_percent(out, operand);
+                rewrite_operators(out, operand);
                 out.push_str("))");
                 rest = behind;
             }
@@ -118,6 +164,56 @@ fn rewrite_percent(out: &mut String, tag: &str) {
         }
     }
     out.push_str(rest);
+}
+
+/// `{% set target.attribute = value %}` with the value passed through a filter that refuses one that holds a
+/// namespace: a namespace inside itself could not be printed. None for any other tag.
+fn rewrite_attribute(tag: &str) -> Option<String> {
+    let (word, at) = first_word(tag);
+    let inside = tag.strip_suffix("%}")?;
+    let sign = inside.ends_with(['-', '+']).then(|| inside.get(inside.len() - 1..)).flatten().unwrap_or("");
+    let inside = inside.strip_suffix(sign)?;
+    let (target, value) = inside.get(at + word.len()..)?.split_once('=')?;
+    let is_attribute =
+        word == "set" && target.contains('.') && !target.contains(['"', '\'', '(']) && !value.starts_with('=');
+    is_attribute.then(|| format!("{}{target}=({value})|{ATTRIBUTE}{sign}%}}", tag.get(..at + word.len()).unwrap_or("")))
+}
+
+/// Whether a namespace may come to stand anywhere but in the variable that it is made for: then assignments to its
+/// attributes are checked.
+fn namespaces_escape(source: &str) -> bool {
+    let words: Vec<(usize, &str)> = identifiers(source).collect();
+    let before = |at: usize| source.get(..at).unwrap_or("").trim_end();
+    let mut names = Vec::new();
+    for (index, (at, word)) in words.iter().enumerate() {
+        if *word != "namespace" {
+            continue;
+        }
+        // `set name = namespace(…)` and nothing else.
+        let set = index.checked_sub(2).and_then(|set| words.get(set)).is_some_and(|(_, word)| *word == "set");
+        match index.checked_sub(1).and_then(|name| words.get(name)) {
+            Some((_, name)) if set && before(*at).ends_with('=') => names.push(*name),
+            _ => return true,
+        }
+    }
+    words.iter().any(|(at, word)| {
+        let behind = source.get(at + word.len()..).unwrap_or("").trim_start();
+        let is_made = behind.starts_with('=') && !behind.starts_with("==");
+        names.contains(word) && !behind.starts_with(['.', '[']) && !is_made && !before(*at).ends_with('.')
+    })
+}
+
+/// The identifiers of a source, and what looks like one in its text.
+fn identifiers(source: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = source.get(at..)?;
+        let start = at + rest.find(|c: char| c.is_alphanumeric() || c == '_')?;
+        let word = source.get(start..)?;
+        let length = word.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(word.len());
+        at = start + length;
+        Some((start, word.get(..length)?))
+    })
 }
 
 /// The length of the string literal at the beginning of `text`.
@@ -198,14 +294,15 @@ mod tests {
             ("{# {% generation %} #}{% generation %}", "{# {% generation %} #}{% with %}"),
             (
                 "{% raw %}{% generation %}{% endraw %}{% generation %}",
-                "{% raw %}{% generation %}{% endraw %}{% with %}",
+                "{% raw +%}{% generation %}{% endraw %}{% with %}",
             ),
             ("{% generations %}", "{% generations %}"),
             ("{ {% set x = '%}' %}{%generation%}é{", "{ {% set x = '%}' %}{%with%}é{"),
-            ("{% raw %}{% generation", "{% raw %}{% generation"),
+            ("{% raw %}{% generation", "{% raw +%}{% generation"),
+            ("{%- raw -%}\r\n{%- endraw -%}\r", "{%- raw -%}\n{%- endraw -%}\n"),
             ("{%", "{%"),
         ] {
-            assert_eq!(rewrite(source), expected);
+            assert_eq!(rewrite(source).as_deref(), Ok(expected));
         }
     }
 
@@ -219,12 +316,54 @@ mod tests {
             ("{% set x = 'a' %}{{ '%' }}{{ 7 % 2 }}", "{% set x = 'a' %}{{ '%' }}{{ 7 % 2 }}"),
             (
                 "'%s' % x {# '%s' % x #}{% raw %}'%s' % x{% endraw %}",
-                "'%s' % x {# '%s' % x #}{% raw %}'%s' % x{% endraw %}",
+                "'%s' % x {# '%s' % x #}{% raw +%}'%s' % x{% endraw %}",
             ),
             ("{{ '%s' % ", "{{ '%s' % "),
+            ("{{ {'a': {'b': 1}} ~ '%s' % x }}", "{{ {'a': {'b': 1}} ~ ('%s'|F(x)) }}"),
             ("{{ 'é\\'%s' % é.b( 'c' ) }}", "{{ ('é\\'%s'|F(é.b( 'c' ))) }}"),
         ] {
-            assert_eq!(rewrite(source), expected.replace('F', PERCENT));
+            assert_eq!(rewrite(source), Ok(expected.replace('F', PERCENT)));
         }
+    }
+
+    #[test]
+    fn what_is_added_is_paid_for() {
+        for (source, expected) in [
+            ("{{ a + b }}", "{{ a + b|A }}"),
+            ("{{ a+b.c(d + 1)[0]|trim ~ '+' + 'x' }}", "{{ a+b.c(d + 1)[0]|trim|A ~ '+' + 'x' }}"),
+            ("{%+ if a + [b] +%}{%- set x = x + (1, 2) -%}+", "{%+ if a + [b]|A +%}{%- set x = x + (1, 2)|A -%}+"),
+            ("{{ a + (b if c + d else e) }}", "{{ a + (b if c + d|A else e)|A }}"),
+            ("{{ + }}{{ a + }}", "{{ + }}{{ a + }}"),
+        ] {
+            assert_eq!(rewrite(source), Ok(expected.replace('A', ADDEND)));
+        }
+    }
+
+    #[test]
+    fn namespaces_are_watched_only_where_they_can_nest() {
+        for (source, watched) in [
+            ("{% set ns = namespace(a=1) %}{% set ns.a = ns.a + 1 %}{{ ns['a'] }}", false),
+            ("{% set ns = namespace() %}{% set ns.a = ns %}", true),
+            ("{% set ns = namespace() %}{% set ns.a = [ns] -%}", true),
+            ("{% set ns = namespace() %}{{ m(ns) }}", true),
+            ("{% set x = [namespace()] %}", true),
+            ("{{ namespace().x }}", true),
+        ] {
+            assert_eq!(namespaces_escape(source), watched, "{source}");
+        }
+        assert_eq!(
+            rewrite_attribute("{%- set ns.a = [ns] -%}"),
+            Some(format!("{{%- set ns.a =( [ns] )|{ATTRIBUTE}-%}}"))
+        );
+        assert_eq!(rewrite_attribute("{% set a = b.c == d %}"), None);
+        assert_eq!(rewrite_attribute("{% if a.b == c %}"), None);
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        for tag in ["{% include 'a' %}", "{%- extends 'a' %}", "{% import 'a' as b %}", "{% from 'a' import b %}"] {
+            assert!(rewrite(tag).is_err_and(|problem| problem.contains(tag)), "{tag}");
+        }
+        assert!(rewrite("{# {% include 'a' %} #}{{ 'include' }}").is_ok());
     }
 }

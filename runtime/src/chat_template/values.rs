@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::arguments::{Arguments, invalid};
 
 /// Values nested deeper are refused when printed; Python stops at about a thousand.
-const DEEPEST: usize = 200;
+pub(super) const DEEPEST: usize = 200;
 
 /// The context variable that holds characters which `tojson` never escapes: marks around a user's words.
 pub(super) const MARKS: &str = "marks of user text";
@@ -44,12 +44,15 @@ pub(super) fn print(out: &mut Output, state: &mut State, value: &Value) -> Resul
 pub(super) fn str_of(value: &Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::String | ValueKind::Undefined => Ok(value.to_string()),
-        _ => {
-            let mut out = String::new();
-            write_repr(&mut out, value, 0)?;
-            Ok(out)
-        }
+        _ => repr_of(value),
     }
+}
+
+/// Python's `repr`.
+pub(super) fn repr_of(value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    write_repr(&mut out, value, 0)?;
+    Ok(out)
 }
 
 fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
@@ -89,6 +92,9 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
                 write_repr(out, &value.get_item(&key)?, depth + 1)?;
             }
             out.push('}');
+        }
+        ValueKind::Map if value.as_object().is_some_and(|object| object.type_name().contains("Namespace")) => {
+            out.push_str("<Namespace>");
         }
         _ => out.push_str(&value.to_string()),
     }
