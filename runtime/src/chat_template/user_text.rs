@@ -10,6 +10,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::ChatInput;
+use super::values::MARKS;
 use crate::tokenizer::Tokenizer;
 
 /// The spellings that count as control tokens in a chat, the longest first.
@@ -25,6 +26,10 @@ pub(super) struct Marked {
     pub(super) input: ChatInput,
     marks: [char; 3],
 }
+
+/// Candidates for marks: old musical signs, which are printable and have no case, so that Python's `repr` and case
+/// changes leave them alone.
+const MARK_CHARACTERS: std::ops::RangeInclusive<char> = '\u{1d000}'..='\u{1d0f5}';
 
 // The marks: before and behind a spelling, and at the end of a text that another text could complete to one.
 const OPEN: usize = 0;
@@ -71,9 +76,10 @@ impl ControlTokens {
         let everything =
             Value::Array(vec![input.messages.clone(), input.tools.clone(), Value::Object(input.variables.clone())]);
         let occurs = |mark: char| template.contains(mark) || any_text(&everything, &|text| text.contains(mark));
-        let mut free = ('\u{f0000}'..='\u{ffffd}').filter(|&mark| !occurs(mark));
+        let mut free = MARK_CHARACTERS.filter(|&mark| !occurs(mark));
         let marks = [free.next()?, free.next()?, free.next()?];
         let mut marked = Marked { input: input.clone(), marks };
+        marked.input.variables.insert(MARKS.to_owned(), Value::from(marks.iter().collect::<String>()));
         if let Value::Array(messages) = &mut marked.input.messages {
             for message in messages {
                 let by_model = message.get("role").is_some_and(|role| role == "assistant");

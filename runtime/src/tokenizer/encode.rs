@@ -344,36 +344,45 @@ fn split_long_runs(core: &tokenizers::Tokenizer, part: &str) -> Result<Vec<Strin
         pre_tokenize(core, &mut cut)?;
         check_pieces(core, part, &cut)?;
     }
-    let base = result.clone();
+    let mut places = Vec::new();
     for (index, &(start, character, count)) in long.iter().enumerate() {
         let longer = pieces(&shortened(index))?;
-        let place = stretched_piece(&base, &longer).ok_or_else(|| {
-            format!("cannot split a text with {count} times {character:?} in a row (at byte {start})")
-        })?;
-        let (at, unit) = place;
-        if let Some(piece) = result.get_mut(at) {
-            // Insert where the run stands: the piece may have other characters around it.
-            let inside = piece.find(&unit.repeat(STAND_IN / 2)).unwrap_or(0);
-            piece.insert_str(inside, &unit.repeat(count - STAND_IN));
+        let place = stretched_piece(&result, &longer);
+        let problem = || format!("cannot split a text with {count} times {character:?} in a row (at byte {start})");
+        places.push((place.ok_or_else(problem)?, count));
+    }
+    // From the last to the first, so that places before an insertion stay where they are.
+    places.sort_unstable_by_key(|(place, _)| std::cmp::Reverse((place.piece, place.at)));
+    for (place, count) in places {
+        if let Some(piece) = result.get_mut(place.piece) {
+            piece.insert_str(place.at, &place.unit.repeat(count - STAND_IN));
         }
     }
     Ok(result)
 }
 
-/// If `longer` is `base` with one piece lengthened by one repetition: its index and the repeated text.
-fn stretched_piece(base: &[String], longer: &[String]) -> Option<(usize, String)> {
+/// Where a run's inside lies: repetitions of `unit` in a piece, up to the byte `at`.
+struct Place {
+    piece: usize,
+    at: usize,
+    unit: String,
+}
+
+/// If `longer` is `base` with one piece lengthened by one repetition: where.
+fn stretched_piece(base: &[String], longer: &[String]) -> Option<Place> {
     if base.len() != longer.len() {
         return None;
     }
     let mut different = base.iter().zip(longer).enumerate().filter(|(_, (a, b))| a != b);
-    let (index, (a, b)) = different.next()?;
+    let (piece, (short, long)) = different.next()?;
     if different.next().is_some() {
         return None;
     }
-    // The text that was inserted stands at the first difference, which for a run is the end of the run.
-    let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
-    let grown = b.len().checked_sub(a.len()).filter(|&grown| grown > 0)?;
-    let unit = b.get(same.checked_sub(grown)?..same)?.to_owned();
-    let run = unit.repeat(STAND_IN / 2);
-    (a.contains(&run) && b.get(same..).is_some()).then_some((index, unit))
+    // The first difference is at the end of the run, or behind it where the text goes on as the run does.
+    let at: usize = short.chars().zip(long.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    let grown = long.len().checked_sub(short.len()).filter(|&grown| grown > 0)?;
+    let unit = long.get(at.checked_sub(grown)?..at)?.to_owned();
+    let is_run =
+        short.get(..at)?.ends_with(&unit.repeat(STAND_IN / 2)) && long.get(at + grown..)? == short.get(at..)?;
+    is_run.then_some(Place { piece, at, unit })
 }
