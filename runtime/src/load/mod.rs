@@ -1,6 +1,22 @@
 //! From files to checked, typed tensors. Nothing here computes.
+//!
+//! The order in which things are validated: each file is a regular file; header and offsets; the index against every
+//! shard's header; the values of config.json; names, shapes and dtypes of the tensors against the config; memory.
 
 mod bytes;
-mod stub;
+mod check;
+mod checkpoint;
+mod config;
+mod content;
+mod files;
+mod header;
+mod index;
+mod json;
+mod shards;
+
 pub use bytes::Bytes;
-pub use stub::*;
+pub use check::{Checked, check_tensors};
+pub use checkpoint::{Checkpoint, TensorView};
+pub use config::Config;
+pub use files::{ModelFile, ModelFiles};
+pub use header::Dtype;

@@ -1,10 +1,13 @@
 //! A model: its facts, its weights and the forward pass.
 
+pub mod arch;
 pub(crate) mod engine;
 pub(crate) mod forward;
 pub(crate) mod linear;
 pub(crate) mod rope;
+mod rope_scaling;
 pub mod spec;
+pub(crate) mod walk;
 pub(crate) mod weights;
 
 use std::borrow::Cow;

@@ -100,7 +100,7 @@ pub enum Part {
         /// Rows of one head.
         head_dim: usize,
     },
-    /// Columns from `start` of a tensor stored as [in, more out] (GPT-2), to be transposed.
+    /// Columns from `start` of a tensor stored as [in, more out] (GPT-2), to be transposed. Of a vector, as `Rows`.
     Transposed {
         /// First column of the stored tensor.
         start: usize,
@@ -110,13 +110,13 @@ pub enum Part {
 /// A vector of parameters: a norm's weight or a bias.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vector {
-    /// The tensor's name.
-    pub tensor: String,
-    /// The shape that the tensor must have.
+    /// The tensors' names. As a rule one; several are joined in this order (StableLM's norms, one a head).
+    pub tensors: Vec<String>,
+    /// The shape that each tensor must have.
     pub shape: Vec<usize>,
-    /// Which part of the tensor this vector is (`Transposed` selects elements as `Rows` does).
+    /// Which part of each tensor belongs to this vector.
     pub part: Part,
-    /// Number of values.
+    /// Number of values, of all tensors together.
     pub len: usize,
 }
 

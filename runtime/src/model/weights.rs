@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::load::{Bytes, Checkpoint, TensorView};
 use crate::model::linear::{Linear, Matrix, MatrixFormat, Weight};
 use crate::model::spec::{self, NormKind, Part, Spec};
+use crate::model::walk::Role;
 use crate::options::WeightFormat;
 
 /// All weights of a model.
@@ -67,17 +68,6 @@ impl Norm {
             Norm::Layer { weight, bias, .. } => weight.as_ref().or(bias.as_ref()).map_or(0, Vec::len),
         }
     }
-}
-
-/// What a matrix is for, which decides its format.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Role {
-    /// Inside a layer.
-    Layer,
-    /// Embedding or output head.
-    Vocabulary,
-    /// Small and sensitive: routers and learned positions stay as they are stored.
-    AsStored,
 }
 
 /// Rows that one task quantizes: enough to amortise it, small enough to share out.
@@ -183,13 +173,16 @@ impl Loader<'_> {
     }
 
     fn vector(&mut self, vector: &spec::Vector) -> Result<Vec<f32>> {
-        let tensor = self.tensor(&vector.tensor)?;
-        // A vector is a matrix of one column; its parts are cut in the same way.
-        let bytes = part_bytes(&tensor, vector.part, vector.len, 1)?;
         let mut values = vec![0.0; vector.len];
-        to_f32(element_type(&tensor)?, &bytes, &mut values);
-        check_finite(&tensor, &vector.tensor, &values)?;
-        (self.progress)(bytes.len() as u64);
+        let len = vector.len / vector.tensors.len().max(1);
+        for (name, values) in vector.tensors.iter().zip(values.chunks_mut(len.max(1))) {
+            let tensor = self.tensor(name)?;
+            // A vector is a matrix of one column; its parts are cut in the same way.
+            let bytes = part_bytes(&tensor, vector.part, len, 1)?;
+            to_f32(element_type(&tensor)?, &bytes, values);
+            check_finite(&tensor, name, values)?;
+            (self.progress)(bytes.len() as u64);
+        }
         Ok(values)
     }
 

@@ -1,0 +1,141 @@
+//! The tensors of all files of a model, by name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::load::Bytes;
+use crate::load::files::ModelFiles;
+use crate::load::header::{self, Dtype, Entry};
+use crate::load::shards::WeightFiles;
+
+/// A model's weights: every file mapped, every header checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The first file, which stands for all in messages that concern none in particular.
+    path: PathBuf,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+/// Where a tensor lies.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    /// Index of its shard.
+    pub shard: usize,
+    entry: Entry,
+}
+
+/// One tensor of a checkpoint. Its bytes are those of the mapped file: little-endian, of any alignment.
+#[derive(Clone, Debug)]
+pub struct TensorView {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its dimensions, the slowest first.
+    pub shape: Vec<usize>,
+    /// Its elements.
+    pub bytes: Bytes,
+    /// The file that it lies in.
+    pub file: PathBuf,
+}
+
+impl Checkpoint {
+    /// Maps the files that hold the weights and checks their headers, and the index against them.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Tensor`], with the file, the tensor, what was expected and what was found.
+    pub fn open(files: &ModelFiles) -> Result<Checkpoint> {
+        let WeightFiles { shards: names, index } = WeightFiles::find(files)?;
+        let mut shards = Vec::with_capacity(names.len());
+        let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
+        for name in &names {
+            let path = files.path(name);
+            let bytes = files.map(name)?;
+            for (tensor, entry) in header::read(&path, &bytes)? {
+                if let Some(other) = tensors.insert(tensor.clone(), Stored { shard: shards.len(), entry }) {
+                    let found = names.get(other.shard).cloned().unwrap_or_default();
+                    let expected = "in one file only".to_owned();
+                    return Err(Error::Tensor { path, tensor, expected, found: format!("also in {found}") });
+                }
+            }
+            shards.push(Shard { path, bytes });
+        }
+        if let Some(index) = index {
+            index.check(&tensors)?;
+        }
+        let path = shards.first().map_or_else(|| files.folder().to_owned(), |shard| shard.path.clone());
+        Ok(Checkpoint { path, shards, tensors })
+    }
+
+    /// The first file of the weights, for messages that concern no tensor in particular.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files that hold the weights.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| shard.path.as_path())
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there is no tensor at all.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|stored| stored.entry.shape.as_slice())
+    }
+
+    /// The type of a tensor's elements, if there is one of this name.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.tensors.get(name).map(|stored| stored.entry.dtype)
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<TensorView> {
+        let Stored { shard, entry } = self.tensors.get(name)?;
+        let shard = self.shards.get(*shard)?;
+        Some(TensorView {
+            name: name.to_owned(),
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            bytes: shard.bytes.slice(entry.range.clone())?,
+            file: shard.path.clone(),
+        })
+    }
+
+    /// The file that a tensor lies in; the first file if there is no such tensor.
+    pub(crate) fn file_of(&self, name: &str) -> &Path {
+        let shard = self.tensors.get(name).and_then(|stored| self.shards.get(stored.shard));
+        shard.map_or(&self.path, |shard| shard.path.as_path())
+    }
+
+    /// Bytes of all tensors together.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|stored| stored.entry.range.len() as u64).sum()
+    }
+}
