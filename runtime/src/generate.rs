@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::error::Result;
-use crate::sampling::SamplingOptions;
+use crate::error::{Error, Result};
+use crate::sampling::{Sampler, SamplingOptions};
 use crate::session::Session;
-use crate::stop::StopTokens;
+use crate::stop::{StopStrings, StopTokens};
+use crate::text_stream::TextStream;
 
 /// Asks work to stop, from any thread. Clones share one state.
 #[derive(Clone, Debug, Default)]
@@ -105,21 +106,163 @@ pub struct GenerationStats {
     pub prefill_time: Duration,
     /// Tokens of the answer; an end token is not counted.
     pub generated_tokens: usize,
-    /// Time for them, the time between the iterator's steps left out.
+    /// Those of them that were run through the model, one by one: all but the last as a rule.
+    pub decode_tokens: usize,
+    /// Time for them and for drawing; the time between the iterator's steps is left out.
     pub decode_time: Duration,
 }
 
 /// An answer in the making: an iterator of [`Event`]s, made by [`Session::generate`].
 ///
 /// It may be dropped at any time; the session then holds the tokens that were given out.
+#[derive(Debug)]
 pub struct Generation<'a> {
-    _session: &'a mut Session,
+    session: &'a mut Session,
+    sampler: Sampler,
+    stop_tokens: StopTokens,
+    stop_strings: StopStrings,
+    /// None without a tokenizer.
+    text: Option<TextStream>,
+    max_tokens: usize,
+    cancel: CancelToken,
+    stats: GenerationStats,
+    /// The sampler's own copy of the logits, which penalties change.
+    logits: Vec<f32>,
+    state: State,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    /// The last token was given out, the last event was not.
+    Ending(StopReason),
+    Ended,
+}
+
+impl<'a> Generation<'a> {
+    pub(crate) fn new(session: &'a mut Session, options: GenerateOptions) -> Result<Generation<'a>> {
+        let model = &session.model;
+        let sampler = Sampler::new(options.sampling.unwrap_or_else(|| model.sampling_defaults().clone()))?;
+        let stop_strings = StopStrings::new(options.stop.iter().cloned())?;
+        let text = if model.has_tokenizer() || !options.stop.is_empty() {
+            Some(model.tokenizer()?.stream(true))
+        } else {
+            None
+        };
+        let stop_tokens = options.stop_tokens.unwrap_or_else(|| model.stop_tokens().clone());
+        if session.tokens.is_empty() {
+            return Err(Error::InvalidOption {
+                option: "tokens",
+                expected: "at least one token to continue".to_owned(),
+                found: "none".to_owned(),
+            });
+        }
+        let stats = GenerationStats { prompt_tokens: session.tokens.len(), ..GenerationStats::default() };
+        let mut generation = Generation {
+            session,
+            sampler,
+            stop_tokens,
+            stop_strings,
+            text,
+            max_tokens: options.max_tokens.unwrap_or(usize::MAX),
+            cancel: options.cancel,
+            stats,
+            logits: Vec::new(),
+            state: State::Running,
+        };
+        generation.count_work();
+        Ok(generation)
+    }
+
+    /// The seed in use: the one of the options, or the one that was taken from the system.
+    pub fn seed(&self) -> u64 {
+        self.sampler.seed()
+    }
+
+    fn step(&mut self) -> Result<Event> {
+        if let State::Ending(reason) = &self.state {
+            let reason = reason.clone();
+            return self.end(reason);
+        }
+        if self.cancel.is_cancelled() {
+            return self.end(StopReason::Cancelled);
+        }
+        if self.stats.generated_tokens >= self.max_tokens {
+            return self.end(StopReason::MaxTokens);
+        }
+        if self.session.tokens().len() >= self.session.model().context() {
+            return self.end(StopReason::ContextFull);
+        }
+        match self.session.catch_up(&self.cancel) {
+            Err(Error::Cancelled) => return self.end(StopReason::Cancelled),
+            other => other?,
+        }
+        self.count_work();
+        let began = Instant::now();
+        let event = self.draw();
+        self.stats.decode_time += began.elapsed();
+        event
+    }
+
+    /// What was computed before the first token is the prompt's.
+    fn count_work(&mut self) {
+        let work = self.session.take_work();
+        let stats = &mut self.stats;
+        let (n_tokens, time) = match stats.generated_tokens {
+            0 => (&mut stats.prefill_tokens, &mut stats.prefill_time),
+            _ => (&mut stats.decode_tokens, &mut stats.decode_time),
+        };
+        *n_tokens += work.n_tokens;
+        *time += work.time;
+    }
+
+    /// The next token and its text, or the end if it is an end token.
+    fn draw(&mut self) -> Result<Event> {
+        self.logits.clear();
+        self.logits.extend_from_slice(self.session.logits().unwrap_or_default());
+        let id = self.sampler.sample(&mut self.logits, self.session.tokens(), self.stats.prompt_tokens)?;
+        if self.stop_tokens.contains(id) {
+            return self.end(StopReason::EndToken(id));
+        }
+        self.session.push_drawn(id);
+        self.stats.generated_tokens += 1;
+        let text = match &mut self.text {
+            Some(stream) => self.stop_strings.push(&stream.push(id)?),
+            None => String::new(),
+        };
+        if let Some(stop) = self.stop_strings.found() {
+            self.state = State::Ending(StopReason::StopString(stop.to_owned()));
+        }
+        Ok(Event::Token { id, text })
+    }
+
+    fn end(&mut self, mut reason: StopReason) -> Result<Event> {
+        self.state = State::Ended;
+        let mut text = String::new();
+        if let Some(stream) = &mut self.text {
+            text = self.stop_strings.push(&stream.finish()?);
+            match self.stop_strings.found() {
+                Some(stop) => reason = StopReason::StopString(stop.to_owned()),
+                None => text.push_str(&self.stop_strings.finish()),
+            }
+        }
+        Ok(Event::Done { reason, text, stats: self.stats })
+    }
 }
 
 impl Iterator for Generation<'_> {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Result<Event>> {
-        todo!()
+        if self.state == State::Ended {
+            return None;
+        }
+        let event = self.step();
+        if event.is_err() {
+            self.state = State::Ended;
+        }
+        Some(event)
     }
 }
+
+impl std::iter::FusedIterator for Generation<'_> {}

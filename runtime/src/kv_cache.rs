@@ -160,6 +160,13 @@ pub(crate) struct BlockList {
     pub blocks: Vec<u32>,
 }
 
+/// The first of `len` cached tokens whose block is kept: the next query, at position `len`, sees keys from
+/// `len + 1 - window` on.
+pub(crate) fn first_kept_token(len: usize, window: Option<usize>) -> usize {
+    let first_visible = window.map_or(0, |window| (len + 1).saturating_sub(window));
+    first_visible / BLOCK_TOKENS * BLOCK_TOKENS
+}
+
 /// The cached keys and values of one sequence of tokens.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -174,6 +181,18 @@ impl Sequence {
     pub fn new(pool: Arc<KvPool>) -> Sequence {
         let lists = pool.groups.iter().map(|_| BlockList::default()).collect();
         Sequence { pool, len: 0, lists, long_factors: false }
+    }
+
+    /// A sequence of `len` tokens whose kept keys and values the caller must write before anything reads them.
+    pub fn with_room(pool: Arc<KvPool>, len: usize, long_factors: bool) -> Result<Sequence> {
+        let mut sequence = Sequence::new(pool);
+        sequence.long_factors = long_factors;
+        for (list, group) in sequence.lists.iter_mut().zip(&sequence.pool.groups) {
+            list.first_block = first_kept_token(len, group.window) / BLOCK_TOKENS;
+        }
+        sequence.reserve(len, &mut Vec::new())?;
+        sequence.len = len;
+        Ok(sequence)
     }
 
     /// Tokens whose keys and values are in the cache.
@@ -222,10 +241,8 @@ impl Sequence {
         self.len += n_tokens;
         let mut books = self.pool.books();
         for (group, list) in self.lists.iter_mut().enumerate() {
-            let Some(window) = self.pool.groups[group].window else { continue };
-            // The next query, at position len, sees keys from len + 1 - window on.
-            let first_visible = (self.len + 1).saturating_sub(window) / BLOCK_TOKENS;
-            let n_hidden = first_visible.saturating_sub(list.first_block).min(list.blocks.len());
+            let first_kept = first_kept_token(self.len, self.pool.groups[group].window) / BLOCK_TOKENS;
+            let n_hidden = first_kept.saturating_sub(list.first_block).min(list.blocks.len());
             for block in list.blocks.drain(..n_hidden) {
                 KvPool::give_back(&mut books, group, block);
             }
@@ -236,10 +253,11 @@ impl Sequence {
     /// Whether the first `len` tokens can be kept: false where a window has given back blocks that are needed again.
     pub fn can_truncate(&self, len: usize) -> bool {
         len <= self.len
-            && self.lists.iter().zip(&self.pool.groups).all(|(list, group)| {
-                let first_visible = group.window.map_or(0, |window| (len + 1).saturating_sub(window));
-                list.first_block * BLOCK_TOKENS <= first_visible
-            })
+            && self
+                .lists
+                .iter()
+                .zip(&self.pool.groups)
+                .all(|(list, group)| list.first_block * BLOCK_TOKENS <= first_kept_token(len, group.window))
     }
 
     /// Forgets all but the first `len` tokens. `can_truncate` must hold, or `len` be 0.

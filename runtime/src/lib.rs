@@ -2,14 +2,17 @@
 
 pub(crate) mod backend;
 pub mod chat_template;
+mod checksum;
 pub mod error;
 mod fence;
 pub mod generate;
+mod generation_config;
 pub(crate) mod kv_cache;
 pub mod load;
 pub mod model;
 pub mod options;
 pub mod sampling;
+mod saved_cache;
 pub mod session;
 pub mod stop;
 mod text_files;

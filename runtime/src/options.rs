@@ -78,11 +78,11 @@ impl fmt::Debug for LoadOptions {
     }
 }
 
-/// How far loading has come.
+/// How far work has come: bytes of weights while a model is loaded, tokens while a prompt is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of the checkpoint's tensors that are done.
+    /// What is done.
     pub done: u64,
-    /// All of them.
+    /// All that there is to do.
     pub total: u64,
 }

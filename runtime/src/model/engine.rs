@@ -9,7 +9,7 @@ use crate::kv_cache::{KvPool, LayerSlot, Sequence};
 use crate::model::forward::forward;
 use crate::model::rope::{RopeRows, long_factors_beyond};
 use crate::model::spec::Spec;
-use infer_kernels::cpu::kv::BLOCK_TOKENS;
+use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvType};
 
 /// The most rows of one forward pass: prefill weights are read once for so many tokens.
 pub(crate) const MAX_ROWS: usize = 512;
@@ -52,6 +52,10 @@ pub struct Logits {
 }
 
 impl Logits {
+    pub(crate) fn new(values: Vec<f32>, vocab_size: usize) -> Logits {
+        Logits { values, vocab_size }
+    }
+
     /// All values, [n_rows, vocab_size].
     pub fn values(&self) -> &[f32] {
         &self.values
@@ -94,6 +98,16 @@ impl Engine {
     /// An empty sequence.
     pub fn new_sequence(&self) -> Sequence {
         Sequence::new(Arc::clone(&self.pool))
+    }
+
+    /// A sequence of `len` tokens whose keys and values are then written by [`Self::write_kv`].
+    pub fn sequence_with_room(&self, len: usize, long_factors: bool) -> Result<Sequence> {
+        Sequence::with_room(Arc::clone(&self.pool), len, long_factors)
+    }
+
+    /// What the cache stores a value as.
+    pub fn kv_type(&self) -> KvType {
+        self.pool.groups().first().map_or(KvType::F32, |group| group.layout.kv_type)
     }
 
     /// Whether the cached keys carry other longrope factors than a total of `rope_length` tokens needs: the sequence

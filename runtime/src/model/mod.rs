@@ -1,9 +1,10 @@
-//! A model: its facts, its weights and the forward pass.
+//! A model: its facts, its weights, the forward pass, and what its files say about text.
 
 pub mod arch;
 pub(crate) mod engine;
 pub(crate) mod forward;
 pub(crate) mod linear;
+mod load;
 pub(crate) mod rope;
 mod rope_scaling;
 pub mod spec;
@@ -11,34 +12,55 @@ pub(crate) mod walk;
 pub(crate) mod weights;
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::chat_template::ChatTemplate;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::load::ModelFiles;
 use crate::options::LoadOptions;
 use crate::sampling::SamplingOptions;
 use crate::session::Session;
 use crate::stop::StopTokens;
+use crate::text_files::Companion;
 use crate::tokenizer::Tokenizer;
+use engine::Engine;
 use spec::Spec;
 
 /// A loaded model. Cheap to clone; shared by any number of sessions on any threads.
+///
+/// The files of weights stay mapped while the model lives. Replacing them by a rename is harmless; shrinking or
+/// overwriting one in place changes the weights under the model, and reading beyond the new end ends the process
+/// by a signal, which no program can prevent.
 #[derive(Clone)]
-pub struct Model {
-    inner: Arc<Inner>,
-}
+pub struct Model(Arc<Inner>);
 
-struct Inner {}
+struct Inner {
+    engine: Engine,
+    context: usize,
+    /// Tokens of a chunk of prefill.
+    prefill_chunk: usize,
+    tokenizer: Companion<Tokenizer>,
+    /// The path that a tokenizer would have, for messages.
+    tokenizer_path: PathBuf,
+    chat_template: Companion<ChatTemplate>,
+    sampling_defaults: SamplingOptions,
+    stop_tokens: StopTokens,
+    fingerprint: String,
+    unused_tensors: Vec<String>,
+}
 
 impl Model {
     /// Loads a model from a folder of Hugging Face files, or from a .safetensors file with the others beside it.
     ///
     /// # Errors
-    /// What is wrong with the first file, value or tensor that cannot be used; see [`crate::Error`].
+    /// Options first, then what is wrong with the first file, value or tensor that cannot be used:
+    /// [`Error::InvalidOption`], [`Error::File`], [`Error::Config`], [`Error::Unsupported`], [`Error::Tensor`],
+    /// [`Error::Tokenizer`] (only for a vocabulary larger than the embedding), [`Error::Memory`]. A tokenizer or
+    /// template that is missing or broken is an error only for those who ask for it.
     pub fn load(path: impl AsRef<Path>, options: LoadOptions) -> Result<Model> {
-        let _ = (path.as_ref(), options);
-        todo!()
+        load::check_options(&options)?;
+        load::load(&ModelFiles::open(path.as_ref())?, &options)
     }
 
     /// Loads a model from files in memory: their names (as in a folder) and contents.
@@ -46,49 +68,87 @@ impl Model {
     /// # Errors
     /// As [`Self::load`]; messages name the files as they are named here.
     pub fn from_bytes(files: Vec<(String, Cow<'static, [u8]>)>, options: LoadOptions) -> Result<Model> {
-        let _ = (files, options);
-        todo!()
+        load::check_options(&options)?;
+        load::load(&ModelFiles::from_bytes(files), &options)
     }
 
     /// The facts that tell this model from others.
     pub fn spec(&self) -> &Spec {
-        let _ = &self.inner;
-        todo!()
+        self.0.engine.spec()
     }
 
     /// Longest sequence, in tokens.
     pub fn context(&self) -> usize {
-        todo!()
+        self.0.context
+    }
+
+    /// Names of tensors that the files have and the model does not use.
+    pub fn unused_tensors(&self) -> &[String] {
+        &self.0.unused_tensors
     }
 
     /// The tokenizer.
     ///
     /// # Errors
-    /// [`crate::Error::Tokenizer`] if the model has none or it cannot be used; nothing else needs one.
+    /// [`Error::Tokenizer`] if the model has none or it cannot be used; only text needs one.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        todo!()
+        self.0.tokenizer.get()?.ok_or_else(|| no_tokenizer(&self.0.tokenizer_path))
     }
 
     /// The chat template; `None` if the model has none.
     ///
     /// # Errors
-    /// [`crate::Error::ChatTemplate`] if there is one that cannot be used.
+    /// [`Error::ChatTemplate`] if there is one that cannot be used.
     pub fn chat_template(&self) -> Result<Option<&ChatTemplate>> {
-        todo!()
+        self.0.chat_template.get()
     }
 
-    /// How the model's makers want tokens to be chosen, or [`SamplingOptions::default`].
+    /// How the model's makers want tokens to be chosen: what generation_config.json says, if it says `do_sample`; else
+    /// [`SamplingOptions::default`].
     pub fn sampling_defaults(&self) -> &SamplingOptions {
-        todo!()
+        &self.0.sampling_defaults
     }
 
-    /// The tokens that end an answer.
+    /// The tokens that end an answer: the end tokens of generation_config.json, config.json and the tokenizer, and the
+    /// token with which the chat template ends a turn.
     pub fn stop_tokens(&self) -> &StopTokens {
-        todo!()
+        &self.0.stop_tokens
     }
 
     /// A new, empty session.
     pub fn session(&self) -> Session {
         Session::new(self.clone())
     }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    pub(crate) fn prefill_chunk(&self) -> usize {
+        self.0.prefill_chunk
+    }
+
+    /// Tells this model, with the format of its weights, from others.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.0.fingerprint
+    }
+
+    /// Whether there is a tokenizer, be it good or bad.
+    pub(crate) fn has_tokenizer(&self) -> bool {
+        !matches!(self.0.tokenizer, Companion::Missing)
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("architecture", &self.spec().architecture)
+            .field("context", &self.0.context)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The error for a model without a tokenizer.
+pub(crate) fn no_tokenizer(path: &Path) -> Error {
+    Error::Tokenizer { path: path.to_owned(), problem: "no such file, and text needs it".to_owned() }
 }
