@@ -77,7 +77,9 @@ fn runtime_code(error: &RuntimeError) -> u8 {
         | RuntimeError::Unsupported { .. }
         | RuntimeError::Tokenizer { .. }
         | RuntimeError::ChatTemplate { .. } => MODEL_FILES,
-        RuntimeError::InvalidOption { .. } | RuntimeError::ContextFull { .. } => WRONG_USE,
+        RuntimeError::InvalidOption { .. } | RuntimeError::ContextFull { .. } | RuntimeError::ChatRefused { .. } => {
+            WRONG_USE
+        }
         RuntimeError::Memory(_) => NO_SPACE,
         RuntimeError::Kernel(error) => kernel_code(error),
         RuntimeError::Cancelled => INTERRUPTED,
@@ -181,6 +183,7 @@ mod tests {
             (RuntimeError::Unsupported { path: path(), what: text() }.into(), 3),
             (RuntimeError::Tokenizer { path: path(), problem: text() }.into(), 3),
             (RuntimeError::ChatTemplate { path: path(), problem: text() }.into(), 3),
+            (RuntimeError::ChatRefused { path: path(), problem: text() }.into(), 2),
             (RuntimeError::InvalidOption { option: "top_p", expected: text(), found: text() }.into(), 2),
             (RuntimeError::ContextFull { needed: 9, context: 8 }.into(), 2),
             (RuntimeError::Memory(text()).into(), 4),

@@ -66,12 +66,20 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// The chat template does not parse, or a conversation could not be rendered with it.
+    /// The chat template does not parse, does not come to an end, or does what a template must not.
     #[error("{}: {problem}", path.display())]
     ChatTemplate {
         /// The file that the template came from.
         path: PathBuf,
-        /// What is wrong; the template's own words if it raised.
+        /// What is wrong.
+        problem: String,
+    },
+    /// A conversation that the chat template refuses, or that no template could render.
+    #[error("{}: {problem}", path.display())]
+    ChatRefused {
+        /// The file that the template came from.
+        path: PathBuf,
+        /// What is wrong with the conversation; the template's own words if it raised.
         problem: String,
     },
     /// A caller's option, token list or prompt is out of range.

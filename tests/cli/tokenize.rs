@@ -45,8 +45,8 @@ fn a_chat_file_is_rendered_with_the_template() {
     let template = folder.path().join("own.jinja");
     std::fs::write(&template, "{{ mood }}{% if tools %}{{ tools | length }}{% endif %}").expect("a file");
     let own = ["--chat-template", text(&template)];
-    assert_eq!(chat(r#"{"messages":[],"mood":"gay","tools":[{"name":"f"}]}"#, &own)["text"], "gay1");
-    assert_eq!(chat(r#"{"messages":[],"mood":"sad","tools":null}"#, &own)["text"], "sad");
+    assert_eq!(chat(r#"{"messages":[{}],"mood":"gay","tools":[{"name":"f"}]}"#, &own)["text"], "gay1");
+    assert_eq!(chat(r#"{"messages":[{}],"mood":"sad","tools":null}"#, &own)["text"], "sad");
 }
 
 #[test]
@@ -59,11 +59,13 @@ fn a_chat_that_cannot_be_rendered_is_wrong_use() {
         (r#"{"prompt":"hi"}"#, &["messages"]),
         (r#"{"messages":"hi"}"#, &["messages", "list"]),
         (r#"{"messages":[1]}"#, &["message 0"]),
+        (r#"{"messages":[]}"#, &["message"]),
+        (r#"{"messages":[{"role":"user"}],"tools":7}"#, &["tools"]),
     ] {
         std::fs::write(&path, content).expect("a file");
         assert_fails(&["tokenize", "--chat", text(&path)], b"", 2, words);
     }
-    std::fs::write(&path, r#"{"messages":[]}"#).expect("a file");
+    std::fs::write(&path, r#"{"messages":[{"role":"user","content":"Hi"}]}"#).expect("a file");
     let template = folder.path().join("own.jinja");
     std::fs::write(&template, "{{ raise_exception('say something first') }}").expect("a file");
     let args = ["tokenize", "--chat", text(&path), "--chat-template", text(&template)];

@@ -28,7 +28,7 @@ fn render(template: &str, input: &ChatInput) -> Result<String, String> {
     let template =
         ChatTemplate::parse(template, Path::new("chat_template.jinja")).map_err(|error| error.to_string())?;
     template.render(input, None).map_err(|error| match error {
-        Error::ChatTemplate { problem, .. } => problem,
+        Error::ChatTemplate { problem, .. } | Error::ChatRefused { problem, .. } => problem,
         other => other.to_string(),
     })
 }

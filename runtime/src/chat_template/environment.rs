@@ -47,19 +47,33 @@ pub(super) fn build(source: String) -> Result<Environment<'static>, String> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
     environment.add_function("strftime_now", time::strftime_now);
-    environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
+    environment.add_template_owned(NAME, source).map_err(|error| describe(&error).words)?;
     Ok(environment)
 }
 
+/// Why a conversation was not rendered.
+pub(super) struct Problem {
+    /// What is wrong, in one line.
+    pub words: String,
+    /// Whether it is the conversation's fault: the template raised an exception of its own.
+    pub raised: bool,
+}
+
+impl From<String> for Problem {
+    fn from(words: String) -> Problem {
+        Problem { words, raised: false }
+    }
+}
+
 /// Renders the template over `context`.
-pub(super) fn render(environment: &Environment<'static>, context: &Json) -> Result<String, String> {
+pub(super) fn render(environment: &Environment<'static>, context: &Json) -> Result<String, Problem> {
     let mut environment = environment.clone();
     let size = context.to_string().len() as u64;
     environment.set_fuel(Some(FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(size)).min(MOST_FUEL)));
     let template = environment.get_template(NAME).map_err(|error| describe(&error))?;
     let mut out = Bounded(Vec::new());
     template.render_captured_to(values::from_json(context), &mut out).map_err(|error| describe(&error))?;
-    String::from_utf8(out.0).map_err(|error| error.to_string())
+    String::from_utf8(out.0).map_err(|error| error.to_string().into())
 }
 
 /// Collects the output up to its limit.
@@ -80,18 +94,19 @@ impl std::io::Write for Bounded {
 }
 
 /// One line for a person: the template's own words if it raised, else what failed and in which line.
-fn describe(error: &Error) -> String {
+fn describe(error: &Error) -> Problem {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = source {
         if let Some(Raised(message)) = inner.downcast_ref() {
-            return format!("the template refuses this conversation: {message}");
+            return Problem { words: format!("the template refuses this conversation: {message}"), raised: true };
         }
         source = inner.source();
     }
     let place = error.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default();
-    match error.kind() {
+    let words = match error.kind() {
         ErrorKind::OutOfFuel => format!("the template does not come to an end, or builds too much text{place}"),
         ErrorKind::WriteFailure => format!("the conversation's text exceeds {LARGEST_OUTPUT} bytes"),
         kind => format!("{}{place}", error.detail().map_or(kind.to_string(), |detail| format!("{kind}: {detail}"))),
-    }
+    };
+    words.into()
 }

@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::fence::{fenced, one_line};
 use crate::tokenizer::{AddSpecial, Tokenizer};
+use environment::Problem;
 
 /// A template larger than this is refused; the largest real ones are about 20 KiB.
 const LARGEST_TEMPLATE: usize = 1 << 20;
@@ -148,12 +149,11 @@ impl ChatTemplate {
     /// gives `bos_token` and the like.
     ///
     /// # Errors
-    /// [`Error::ChatTemplate`] if the messages are not a list of objects, or the template refuses them (its own
-    /// words are in the message) or does not come to an end.
+    /// [`Error::ChatRefused`] if the messages are not a list of objects, or the template refuses them (its own words
+    /// are in the message); [`Error::ChatTemplate`] if it does not come to an end or cannot be run.
     pub fn render(&self, input: &ChatInput, tokenizer: Option<&Tokenizer>) -> Result<String> {
-        let refuse = |problem: String| chat_error(&self.path, problem);
-        let context = context(input, tokenizer).map_err(refuse)?;
-        self.choose(input).render(&context).map_err(refuse)
+        let context = context(input, tokenizer).map_err(|problem| self.refused(problem))?;
+        self.choose(input).render(&context).map_err(|problem| self.not_rendered(problem))
     }
 
     /// The token ids of a conversation's text. Control tokens that are spelt in a message, a tool or a document are
@@ -179,9 +179,8 @@ impl ChatTemplate {
             let ids = tokenizer.encode(&text, AddSpecial::No)?;
             return Ok((text, ids));
         };
-        let refuse = |problem: String| chat_error(&self.path, problem);
-        let context = context(&marked.input, Some(tokenizer)).map_err(refuse)?;
-        let rendered = parsed.render(&context).map_err(refuse)?;
+        let context = context(&marked.input, Some(tokenizer)).map_err(|problem| self.refused(problem))?;
+        let rendered = parsed.render(&context).map_err(|problem| self.not_rendered(problem))?;
         let (plain_text, plain) = marked.spans(&rendered, &text, &control);
         let ids = tokenizer.encode_except(&plain_text, &plain)?;
         Ok((text, ids))
@@ -205,6 +204,14 @@ impl ChatTemplate {
         tokens.into_iter().max_by_key(|(_, token)| token.content.len()).map(|(id, _)| id)
     }
 
+    fn refused(&self, problem: String) -> Error {
+        Error::ChatRefused { path: self.path.clone(), problem: one_line(&problem) }
+    }
+
+    fn not_rendered(&self, problem: Problem) -> Error {
+        if problem.raised { self.refused(problem.words) } else { chat_error(&self.path, problem.words) }
+    }
+
     fn choose(&self, input: &ChatInput) -> &Parsed {
         self.tool_use.as_ref().filter(|_| !input.tools.is_null()).unwrap_or(&self.default)
     }
@@ -220,19 +227,20 @@ impl Parsed {
         Ok(Parsed { source: source.to_owned(), environment })
     }
 
-    fn render(&self, context: &Value) -> Result<String, String> {
+    fn render(&self, context: &Value) -> Result<String, Problem> {
         on_large_stack(|| environment::render(&self.environment, context))
     }
 }
 
 /// Runs a call into the engine fenced, and on a thread with a large stack.
-fn on_large_stack<R: Send>(work: impl FnOnce() -> Result<R, String> + Send) -> Result<R, String> {
-    let fenced_work = || fenced(work).unwrap_or_else(|panic| Err(format!("the template engine failed: {panic}")));
+fn on_large_stack<R: Send, E: From<String> + Send>(work: impl FnOnce() -> Result<R, E> + Send) -> Result<R, E> {
+    let fenced_work =
+        || fenced(work).unwrap_or_else(|panic| Err(format!("the template engine failed: {panic}").into()));
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
         match thread.spawn_scoped(scope, fenced_work) {
-            Ok(handle) => handle.join().unwrap_or_else(|_| Err("the template engine failed".to_owned())),
-            Err(error) => Err(format!("cannot start a thread for the template: {error}")),
+            Ok(handle) => handle.join().unwrap_or_else(|_| Err("the template engine failed".to_owned().into())),
+            Err(error) => Err(format!("cannot start a thread for the template: {error}").into()),
         }
     })
 }
