@@ -66,7 +66,8 @@ fn spec(family: &Family, config: &Config, checkpoint: &Checkpoint, sizes: Sizes)
         None if config.is_null(key) || family.generation != 2 => Ok(None),
         _ => config.positive(key, default).map(|cap| Some(cap as f32)),
     };
-    let score_cap = if family.generation == 1 { None } else { cap("attn_logit_softcapping", 50.0)? };
+    // The reference of the third generation has the key and does not look at it.
+    let score_cap = if family.generation == 2 { cap("attn_logit_softcapping", 50.0)? } else { None };
     let logit_softcap = if family.generation == 1 { None } else { cap("final_logit_softcapping", 30.0)? };
     let scale = match family.generation {
         1 => sizes.head_dim as f32,
