@@ -34,6 +34,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_filter(PERCENT, percent);
     environment.add_filter(ADDEND, addend);
     environment.add_filter(ATTRIBUTE, attribute);
+    environment.add_filter(LOOP_VALUES, loop_values);
     environment.add_test("callable", |value: &Value| {
         value
             .as_object()
@@ -52,6 +53,18 @@ pub(super) fn add(environment: &mut Environment<'_>) {
 pub(super) const ADDEND: &str = "python_addend";
 /// The filter on what is assigned to an attribute of a namespace.
 pub(super) const ATTRIBUTE: &str = "python_attribute";
+
+/// The filter on what a loop runs over.
+pub(super) const LOOP_VALUES: &str = "python_loop_values";
+
+/// Refuses what Python cannot loop over.
+fn loop_values(value: &Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::None => Err(invalid("cannot loop over none")),
+        ValueKind::Bool | ValueKind::Number => Err(invalid("cannot loop over a number")),
+        _ => Ok(value.clone()),
+    }
+}
 
 /// Pays for the items that a `+` of lists takes over.
 fn addend(state: &State, value: &Value) -> Result<Value, Error> {

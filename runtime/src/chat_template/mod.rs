@@ -156,10 +156,15 @@ impl ChatTemplate {
         self.choose(input).render(&context).map_err(|problem| self.not_rendered(problem))
     }
 
-    /// The token ids of a conversation's text. Control tokens that are spelt in a message, a tool or a document are
-    /// encoded as plain words; those that the template writes are control tokens. Nothing is put around the text,
-    /// since a template writes its begin token itself. If no message spells a control token, this is
-    /// `encode(render(input))`.
+    /// The token ids of a conversation's text, without tokens around it: a template writes its begin token itself.
+    /// If the input spells no control token, this is exactly `tokenizer.encode(text, AddSpecial::No)`.
+    ///
+    /// A control token that is spelt in a message, a tool or a document is not one: the text between the template's
+    /// own control tokens, spellings included, is encoded as if the spelt tokens were not in the vocabulary. Control
+    /// tokens are the special tokens, added tokens written `<|…|>`, `<s>` or `</s>`, and other added tokens that the
+    /// template's source contains, such as `<think>`; these last ones are still recognised in an assistant's
+    /// messages, since models write them themselves. `variables` are the program's own and not searched, except
+    /// `documents`.
     ///
     /// # Errors
     /// Those of [`Self::render`] and [`Tokenizer::encode`].

@@ -3,9 +3,10 @@
 //!   scope that shows its body: `{% with %}`.
 //! - `'…' % value` formats a text; the engine's `%` is for numbers only. With a literal on the left it becomes a filter.
 //! - `a + b` of lists is lazy in the engine and not paid with fuel; the right side passes through a filter that pays.
+//! - A loop over none fails, as in Python.
 //! - Line ends are all `\n`, and the one behind `{% raw %}` stays.
 
-use super::filters::{ADDEND, ATTRIBUTE, PERCENT};
+use super::filters::{ADDEND, ATTRIBUTE, LOOP_VALUES, PERCENT};
 
 /// Rewrites both, and nothing inside comments, raw blocks or strings.
 ///
@@ -62,7 +63,8 @@ pub(super) fn rewrite(source: &str) -> Result<String, String> {
         let (tag, behind) = from.split_at(length.min(from.len()));
         if tag.starts_with("{{") || tag.starts_with("{%") {
             let attribute = escape.then(|| rewrite_attribute(tag)).flatten();
-            rewrite_operators(&mut out, attribute.as_deref().unwrap_or(tag));
+            let rewritten = attribute.or_else(|| rewrite_loop(tag));
+            rewrite_operators(&mut out, rewritten.as_deref().unwrap_or(tag));
         } else {
             out.push_str(tag);
         }
@@ -177,6 +179,45 @@ fn rewrite_attribute(tag: &str) -> Option<String> {
     let is_attribute =
         word == "set" && target.contains('.') && !target.contains(['"', '\'', '(']) && !value.starts_with('=');
     is_attribute.then(|| format!("{}{target}=({value})|{ATTRIBUTE}{sign}%}}", tag.get(..at + word.len()).unwrap_or("")))
+}
+
+/// `{% for x in values … %}` with the values passed through a filter that refuses none, over which Python cannot
+/// loop. None for any other tag.
+fn rewrite_loop(tag: &str) -> Option<String> {
+    let (word, at) = first_word(tag);
+    if word != "for" {
+        return None;
+    }
+    let start = outer_word(tag, at, "in")? + "in".len();
+    let inside = tag.strip_suffix("%}")?.trim_end_matches(['-', '+']).trim_end();
+    let ends = [outer_word(tag, start, "if"), outer_word(tag, start, "recursive"), Some(inside.len())];
+    let end = ends.into_iter().flatten().min()?;
+    let values = tag.get(start..end).filter(|values| !values.trim().is_empty())?;
+    Some(format!("{} ({})|{LOOP_VALUES} {}", tag.get(..start)?, values.trim(), tag.get(end..)?))
+}
+
+/// Where `word` stands as a word behind `from`, outside of strings and brackets.
+fn outer_word(tag: &str, from: usize, word: &str) -> Option<usize> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut at = from;
+    while let Some(rest) = tag.get(at..) {
+        let c = rest.chars().next()?;
+        let length = match c {
+            '"' | '\'' => string_length(rest),
+            '(' | '[' | '{' => bracket_length(rest),
+            c if is_word(c) => {
+                let found = rest.get(..rest.find(|c| !is_word(c)).unwrap_or(rest.len())).unwrap_or("");
+                // Not a name behind a dot or a bar.
+                if found == word && !tag.get(..at).is_some_and(|before| before.trim_end().ends_with(['.', '|'])) {
+                    return Some(at);
+                }
+                found.len()
+            }
+            c => c.len_utf8(),
+        };
+        at += length.max(1);
+    }
+    None
 }
 
 /// Whether a namespace may come to stand anywhere but in the variable that it is made for: then assignments to its
@@ -336,6 +377,25 @@ mod tests {
             ("{{ + }}{{ a + }}", "{{ + }}{{ a + }}"),
         ] {
             assert_eq!(rewrite(source), Ok(expected.replace('A', ADDEND)));
+        }
+    }
+
+    #[test]
+    fn loops_check_their_values() {
+        for (tag, expected) in [
+            ("{% for x in xs %}", "{% for x in (xs)|L  %}"),
+            ("{%- for k, v in d.items() -%}", "{%- for k, v in (d.items())|L  -%}"),
+            ("{% for x in a if x in b %}", "{% for x in (a)|L if x in b %}"),
+            (
+                "{% for x in f('if', [y if y else z]) recursive %}",
+                "{% for x in (f('if', [y if y else z]))|L recursive %}",
+            ),
+            ("{% for x in d.in | select %}", "{% for x in (d.in | select)|L  %}"),
+        ] {
+            assert_eq!(rewrite_loop(tag), Some(expected.replace('L', LOOP_VALUES)), "{tag}");
+        }
+        for tag in ["{% if x in y %}", "{% for x in %}", "{% for %}", "{{ x in y }}"] {
+            assert_eq!(rewrite_loop(tag), None, "{tag}");
         }
     }
 

@@ -72,6 +72,9 @@ pub(super) fn read(files: &TokenizerFiles<'_>) -> Result<SpecialTokens, String> 
                 _ => Vec::new(),
             };
             special.extra.extend(tokens.into_iter().filter_map(|token| token_of(token, true)).map(flagged));
+        } else if key.ends_with("_token") && (value.is_string() || value.is_object()) {
+            // A name of the model's own, such as `image_token`.
+            special.extra.extend(token_of(value, true).map(flagged));
         }
     }
     if decoder.is_empty()
