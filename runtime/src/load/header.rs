@@ -31,6 +31,11 @@ impl Dtype {
             _ => None,
         }
     }
+
+    /// Bits of one element.
+    pub fn bits(self) -> usize {
+        self.0.bitsize()
+    }
 }
 
 impl fmt::Display for Dtype {

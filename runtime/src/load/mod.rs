@@ -3,6 +3,7 @@
 //! The order in which things are validated: each file is a regular file; header and offsets; the index against every
 //! shard's header; the values of config.json; names, shapes and dtypes of the tensors against the config; memory.
 
+mod available;
 mod bytes;
 mod check;
 mod checkpoint;
@@ -12,11 +13,14 @@ mod files;
 mod header;
 mod index;
 mod json;
+mod memory;
 mod shards;
 
+pub use available::available_memory;
 pub use bytes::Bytes;
 pub use check::{Checked, check_tensors};
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::Config;
 pub use files::{ModelFile, ModelFiles};
 pub use header::Dtype;
+pub use memory::{MemoryPlan, PlanOptions, plan_memory};

@@ -77,7 +77,7 @@ pub struct Matrix {
 }
 
 /// How a matrix (or a vector) lies inside its tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
     /// All of it.
     Whole,
@@ -127,6 +127,13 @@ pub struct Linear {
     pub weight: Matrix,
     /// The bias, [rows].
     pub bias: Option<Vector>,
+}
+
+impl Linear {
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.weight.rows
+    }
 }
 
 /// A norm over the last dimension.

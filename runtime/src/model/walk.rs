@@ -1,6 +1,7 @@
 //! Every matrix and vector that a [`Spec`] names, with what it is for.
 
 use crate::model::spec::{FeedForward, Linear, Matrix, Mlp, Norm, Spec, Vector};
+use crate::options::WeightFormat;
 
 /// What a matrix is for, which decides its format.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -11,6 +12,18 @@ pub(crate) enum Role {
     Vocabulary,
     /// Small and sensitive: routers and learned positions stay as they are stored.
     AsStored,
+}
+
+impl Role {
+    /// What a matrix of this role becomes when the model is asked for in `format`.
+    pub fn stored_as(self, format: WeightFormat) -> WeightFormat {
+        match (self, format) {
+            (Role::AsStored, _) => WeightFormat::AsStored,
+            // Errors in the head reach the logits unaveraged, and it is read once a token.
+            (Role::Vocabulary, WeightFormat::Int4) => WeightFormat::Int8,
+            _ => format,
+        }
+    }
 }
 
 /// A parameter of the model.

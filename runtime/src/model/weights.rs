@@ -190,10 +190,10 @@ impl Loader<'_> {
         let (rows, cols) = (matrix.rows, matrix.cols);
         let tensor = self.tensor(&matrix.tensor)?;
         let element = element_type(&tensor)?;
-        let format = match (self.format, role) {
-            (WeightFormat::AsStored, _) | (_, Role::AsStored) => MatrixFormat::Dense(element),
-            (WeightFormat::Int8, _) | (WeightFormat::Int4, Role::Vocabulary) => MatrixFormat::Int8,
-            (WeightFormat::Int4, Role::Layer) => MatrixFormat::Int4,
+        let format = match role.stored_as(self.format) {
+            WeightFormat::AsStored => MatrixFormat::Dense(element),
+            WeightFormat::Int8 => MatrixFormat::Int8,
+            WeightFormat::Int4 => MatrixFormat::Int4,
         };
         let key = (matrix.tensor.clone(), role);
         if matrix.part == Part::Whole
