@@ -40,6 +40,9 @@ pub struct LoadOptions {
     pub weights: WeightFormat,
     /// Longest sequence, in tokens. Default: the model's own, or what fits the memory, whichever is smaller.
     pub context: Option<usize>,
+    /// Whether `context` may exceed what the model was made for. Its answers get worse there; a model with learned
+    /// positions has none for it and refuses.
+    pub beyond_context: bool,
     /// Threads of a forward pass. Default: what the process may use of the machine, affinity and cgroup quota
     /// included. Results do not depend on it.
     pub threads: Option<usize>,
@@ -69,6 +72,7 @@ impl fmt::Debug for LoadOptions {
         f.debug_struct("LoadOptions")
             .field("weights", &self.weights)
             .field("context", &self.context)
+            .field("beyond_context", &self.beyond_context)
             .field("threads", &self.threads)
             .field("compute", &self.compute)
             .field("kv", &self.kv)

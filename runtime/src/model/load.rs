@@ -97,10 +97,11 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
     })))
 }
 
-/// The longest sequence: as the options say, within what the model was made for.
+/// The longest sequence: as the options say, within what the model was made for or, if they allow it, can do.
 fn context(spec: &Spec, options: &LoadOptions) -> Result<usize> {
+    let can_go_on = options.beyond_context && spec.embedding.positions.is_none();
     match (options.context, spec.context_length) {
-        (Some(context), Some(longest)) if context > longest => Err(Error::InvalidOption {
+        (Some(context), Some(longest)) if context > longest && !can_go_on => Err(Error::InvalidOption {
             option: "context",
             expected: format!("at most {longest}, which the model was made for"),
             found: context.to_string(),
