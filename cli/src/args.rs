@@ -31,18 +31,18 @@ pub struct Cli {
     /// What to do instead of answering.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// Print the version and the CPU instructions in use
+    #[arg(short = 'V', long)]
+    pub version: bool,
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// The prompt and how it is answered.
     #[command(flatten)]
     pub answer: AnswerArgs,
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Print the version and the CPU instructions in use
-    #[arg(short = 'V', long)]
-    pub version: bool,
 }
 
 /// The subcommands.
@@ -83,7 +83,7 @@ pub struct ModelArgs {
     /// Most tokens that the conversation may hold [default: the model's context, or what fits]
     #[arg(long, value_name = "TOKENS", global = true, value_parser = values::count, allow_hyphen_values = true)]
     pub ctx: Option<usize>,
-    /// Type of the KV cache [default: f16; with --compute f32: f32]
+    /// Type of the KV cache [default: f16, or bf16 if the weights are; f32 with --compute f32]
     #[arg(long, value_name = "TYPE", global = true)]
     pub kv: Option<KvArg>,
     /// Arithmetic: auto is fast, f32 is exact [default: auto; logits: f32]
@@ -103,20 +103,15 @@ pub struct ModelArgs {
 /// Types of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvArg {
-    /// 32-bit floats.
     F32,
-    /// 16-bit floats.
     F16,
-    /// bfloat16.
     Bf16,
 }
 
 /// Arithmetic of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ComputeArg {
-    /// What is fastest.
     Auto,
-    /// Exact: f32 activations and cache.
     F32,
 }
 

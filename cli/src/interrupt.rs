@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +20,8 @@ pub struct Interrupts(Arc<State>);
 struct State {
     cancel: CancelToken,
     cancellable: AtomicBool,
+    /// The line editor has the terminal in raw mode. There Ctrl-C is a key; a signal comes from elsewhere.
+    editing: AtomicBool,
     /// A file that must not outlive the program.
     unfinished: Mutex<Option<PathBuf>>,
 }
@@ -29,6 +32,7 @@ impl Interrupts {
         let state = Arc::new(State {
             cancel: CancelToken::default(),
             cancellable: AtomicBool::new(false),
+            editing: AtomicBool::new(false),
             unfinished: Mutex::new(None),
         });
         let handler = Arc::clone(&state);
@@ -42,6 +46,14 @@ impl Interrupts {
         self.0.cancellable.store(true, Ordering::SeqCst);
         let result = work(&self.0.cancel);
         self.0.cancellable.store(false, Ordering::SeqCst);
+        result
+    }
+
+    /// Runs the line editor.
+    pub fn editing<R>(&self, edit: impl FnOnce() -> R) -> R {
+        self.0.editing.store(true, Ordering::SeqCst);
+        let result = edit();
+        self.0.editing.store(false, Ordering::SeqCst);
         result
     }
 
@@ -63,6 +75,10 @@ impl State {
             && let Some(path) = unfinished.take()
         {
             let _ = fs::remove_file(path);
+        }
+        if self.editing.load(Ordering::SeqCst) {
+            // The editor would undo its raw mode when it returns, but it will not return.
+            let _ = Command::new("stty").arg("sane").status();
         }
         if terminal::stderr_is_interactive() {
             // Past the ^C that the terminal shows, and past a progress bar.

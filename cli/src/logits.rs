@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Result, anyhow};
-use infer_runtime::{Compute, Error, Session};
+use infer_runtime::{Compute, Error, LoadOptions, Session};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -12,6 +12,7 @@ use crate::exit::wrong_use;
 use crate::interrupt::Interrupts;
 use crate::load;
 use crate::out_file::OutFile;
+use crate::outline::Outline;
 
 /// Computes and writes.
 pub fn run(args: &LogitsArgs, model_args: &ModelArgs, interrupts: &Interrupts) -> Result<()> {
@@ -20,7 +21,8 @@ pub fn run(args: &LogitsArgs, model_args: &ModelArgs, interrupts: &Interrupts) -
         return Err(wrong_use("--tokens: expected at least one token id, found none"));
     }
     let out = OutFile::create(&args.out, interrupts)?;
-    let model = load::model(model_args, load::options(model_args, Compute::F32)?)?;
+    let options = checked_options(args, model_args)?;
+    let model = load::model(model_args, options)?;
     let mut session = model.session();
     let logits = session.forward(prompt)?;
     let vocab_size = logits.vocab_size();
@@ -41,6 +43,32 @@ pub fn run(args: &LogitsArgs, model_args: &ModelArgs, interrupts: &Interrupts) -
     tensors.push(Tensor::f32("logits", prompt.len(), vocab_size, logits.values()));
     let header = header(&tensors)?;
     out.finish(|file| write(file, &header, &tensors))
+}
+
+/// Looks at the request before the weights are loaded, which may take minutes. The prompt must fit the context;
+/// decoding may go on beyond it, unless the model has learned positions or `--ctx` says where to end.
+fn checked_options(args: &LogitsArgs, model_args: &ModelArgs) -> Result<LoadOptions> {
+    let spec = Outline::open(model_args)?.spec;
+    let (prompt, vocab_size) = (args.tokens.0.as_slice(), spec.vocab_size);
+    if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
+        return Err(wrong_use(format!("--tokens: expected ids below {vocab_size}, the vocabulary's size, found {id}")));
+    }
+    let mut options = load::options(model_args, Compute::F32)?;
+    let own = spec.context_length.unwrap_or(usize::MAX);
+    let context = options.context.unwrap_or(own).min(own);
+    // The last token is chosen and not run through the model.
+    let total = prompt.len().saturating_add(args.decode.unwrap_or(0).saturating_sub(1));
+    if prompt.len() > context {
+        return Err(Error::ContextFull { needed: prompt.len(), context }.into());
+    }
+    if total > context {
+        if options.context.is_some() || spec.embedding.positions.is_some() {
+            return Err(Error::ContextFull { needed: total, context }.into());
+        }
+        options.context = Some(total);
+        options.beyond_context = true;
+    }
+    Ok(options)
 }
 
 struct Decoded {

@@ -11,6 +11,7 @@ mod interrupt;
 mod load;
 mod logits;
 mod out_file;
+mod outline;
 mod output;
 mod prompt;
 mod sampling;

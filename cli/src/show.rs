@@ -1,11 +1,199 @@
 //! `infer show`: what a model is and what it needs.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
+use infer_runtime::load::TensorView;
+use infer_runtime::model::spec::{Attention, Mlp, Spec};
+use infer_runtime::{Compute, TextFiles};
+use serde_json::{Value, json};
 
 use crate::args::{ModelArgs, ShowArgs};
+use crate::demo;
+use crate::load;
+use crate::outline::Outline;
+use crate::output;
+use crate::terminal::bytes;
 
 /// Prints it.
 pub fn run(args: &ShowArgs, model_args: &ModelArgs) -> Result<()> {
-    let _ = (args, model_args);
-    Ok(())
+    load::options(model_args, Compute::Auto)?;
+    let outline = Outline::open(model_args)?;
+    let model = Description {
+        tensors: outline.checkpoint.names().filter_map(|name| outline.checkpoint.tensor(name)).collect(),
+        text: match &model_args.model {
+            Some(path) => TextFiles::open(path),
+            None => TextFiles::from_bytes(demo::files()),
+        },
+        outline,
+    };
+    output::print(&if args.json { format!("{}\n", model.json(args.tensors)) } else { model.lines(args.tensors) })
+}
+
+struct Description {
+    outline: Outline,
+    tensors: Vec<TensorView>,
+    /// An error is shown, not raised: the numbers of a model without a tokenizer are worth seeing.
+    text: infer_runtime::Result<TextFiles>,
+}
+
+/// Number of elements.
+fn elements(tensor: &TensorView) -> u64 {
+    tensor.shape.iter().map(|&size| size as u64).product()
+}
+
+/// The first layer's attention stands for all.
+fn attention(spec: &Spec) -> Option<&Attention> {
+    spec.layers.first().map(|layer| &layer.attention)
+}
+
+/// Number of experts; 0 for a dense model.
+fn n_experts(spec: &Spec) -> usize {
+    let experts = |mlp: &Mlp| match mlp {
+        Mlp::Dense(_) => 0,
+        Mlp::Experts { experts, .. } => experts.len(),
+    };
+    spec.layers.iter().map(|layer| experts(&layer.mlp)).max().unwrap_or(0)
+}
+
+impl Description {
+    /// Elements of all tensors that the model uses.
+    fn n_parameters(&self) -> u64 {
+        let unused = |name: &String| self.outline.unused.contains(name);
+        self.tensors.iter().filter(|tensor| !unused(&tensor.name)).map(elements).sum()
+    }
+
+    /// Bytes of each type.
+    fn dtypes(&self) -> BTreeMap<String, u64> {
+        let mut sizes = BTreeMap::new();
+        for tensor in &self.tensors {
+            *sizes.entry(tensor.dtype.to_string()).or_default() += tensor.bytes.len() as u64;
+        }
+        sizes
+    }
+
+    /// Bytes of the tensors in each file.
+    fn files(&self) -> BTreeMap<String, u64> {
+        let mut sizes = BTreeMap::new();
+        for tensor in &self.tensors {
+            *sizes.entry(tensor.file.display().to_string()).or_default() += tensor.bytes.len() as u64;
+        }
+        sizes
+    }
+
+    fn template(&self) -> Result<Option<String>, String> {
+        match &self.text {
+            Ok(text) => match text.chat_template() {
+                Ok(template) => Ok(template.map(|template| template.path().display().to_string())),
+                Err(error) => Err(error.to_string()),
+            },
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn json(&self, with_tensors: bool) -> Value {
+        let spec = &self.outline.spec;
+        let attention = attention(spec);
+        let mut object = json!({
+            "architecture": spec.architecture,
+            "parameters": self.n_parameters(),
+            "layers": spec.layers.len(),
+            "hidden_size": spec.hidden_size,
+            "heads": attention.map(|attention| attention.n_heads),
+            "kv_heads": attention.map(|attention| attention.n_kv_heads),
+            "head_dim": attention.map(|attention| attention.head_dim),
+            "experts": n_experts(spec),
+            "vocab_size": spec.vocab_size,
+            "context_length": spec.context_length,
+            "dtypes": self.dtypes(),
+            "files": self.files(),
+            "unused_tensors": self.outline.unused,
+            "tokenizer": self.text.is_ok(),
+            "chat_template": matches!(self.template(), Ok(Some(_))),
+        });
+        if with_tensors && let Some(object) = object.as_object_mut() {
+            object.insert("tensors".to_owned(), self.tensors.iter().map(tensor_json).collect());
+        }
+        object
+    }
+
+    fn lines(&self, with_tensors: bool) -> String {
+        let spec = &self.outline.spec;
+        let mut lines = Lines::default();
+        lines.add("architecture", &spec.architecture);
+        lines.add("parameters", &parameters(self.n_parameters()));
+        lines.add("layers", &spec.layers.len().to_string());
+        lines.add("hidden size", &spec.hidden_size.to_string());
+        if let Some(Attention { n_heads, n_kv_heads, head_dim, .. }) = attention(spec) {
+            lines.add("heads", &format!("{n_heads}, {n_kv_heads} for keys and values, {head_dim} wide"));
+        }
+        if n_experts(spec) > 0 {
+            lines.add("experts", &n_experts(spec).to_string());
+        }
+        lines.add("vocabulary", &spec.vocab_size.to_string());
+        lines.add("context", &spec.context_length.map_or("no fixed limit".to_owned(), |n| format!("{n} tokens")));
+        for (dtype, size) in self.dtypes() {
+            lines.add("weights", &format!("{} {}", dtype.to_lowercase(), bytes(size)));
+        }
+        for (file, size) in self.files() {
+            lines.add("file", &format!("{file} {}", bytes(size)));
+        }
+        if !self.outline.unused.is_empty() {
+            lines.add("unused tensors", &self.outline.unused.len().to_string());
+        }
+        match &self.text {
+            Ok(text) => lines.add("tokenizer", &format!("{} tokens", text.tokenizer().vocab_size())),
+            Err(error) => lines.add("tokenizer", &format!("none ({error})")),
+        }
+        match self.template() {
+            Ok(Some(path)) => lines.add("chat template", &path),
+            Ok(None) => lines.add("chat template", "none"),
+            Err(problem) => lines.add("chat template", &format!("unusable ({problem})")),
+        }
+        if with_tensors {
+            for tensor in &self.tensors {
+                lines.text.push_str(&format!("{}  {}  {:?}\n", tensor.name, tensor.dtype, tensor.shape));
+            }
+        }
+        lines.text
+    }
+}
+
+fn tensor_json(tensor: &TensorView) -> Value {
+    json!({
+        "name": tensor.name,
+        "dtype": tensor.dtype.to_string(),
+        "shape": tensor.shape,
+        "bytes": tensor.bytes.len(),
+        "file": tensor.file.display().to_string(),
+    })
+}
+
+/// `5.6 M`, `8.0 B`.
+fn parameters(n: u64) -> String {
+    match n {
+        0..1_000_000 => n.to_string(),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.1} B", n as f64 / 1e9),
+    }
+}
+
+/// Lines of a name and a value. Further lines of a value, and a repeated name, are indented.
+#[derive(Default)]
+struct Lines {
+    text: String,
+    last: &'static str,
+}
+
+impl Lines {
+    fn add(&mut self, name: &'static str, value: &str) {
+        let mut name = if name == self.last { "" } else { name };
+        if !name.is_empty() {
+            self.last = name;
+        }
+        for line in value.lines() {
+            self.text.push_str(&format!("{name:16}{line}\n"));
+            name = "";
+        }
+    }
 }

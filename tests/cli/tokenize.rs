@@ -7,7 +7,10 @@ fn text_survives_encoding_and_decoding_byte_for_byte() {
     for text in ["", " ", "\n", "Once upon a time", "a\0b", " two  spaces \r\n", "é€🙂", "-p", "<|user|>hi<|end|>"]
     {
         let encoded = json(&["tokenize", "--json"], text.as_bytes());
-        assert_eq!(encoded, json(&["tokenize", "--json", "--text", text], b"ignored"), "{text:?}");
+        if !text.contains('\0') {
+            // No argument of a program can have a NUL.
+            assert_eq!(encoded, json(&["tokenize", "--json", "--text", text], b"ignored"), "{text:?}");
+        }
         let ids: Vec<String> = encoded["ids"].as_array().expect("a list").iter().map(|id| id.to_string()).collect();
         assert_eq!(ids[0], "0", "{text:?}: the begin token comes first");
         let decoded = json(&["tokenize", "--json", "--ids", &ids[1..].join(",")], b"");

@@ -97,11 +97,6 @@ fn a_model_that_cannot_be_loaded_has_exit_code_3() {
 }
 
 #[test]
-fn what_does_not_fit_the_memory_has_exit_code_4() {
-    assert_fails(&["-p", "x", "--memory", "1M"], b"", 4, &["memory"]);
-}
-
-#[test]
 fn an_unknown_instruction_set_lists_the_choices() {
     for args in [&["--version"][..], &["-p", "x", "-n", "1"], &["logits", "--tokens", "1", "--out", "/dev/null"]] {
         let mut command = infer(args);

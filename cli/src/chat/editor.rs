@@ -14,6 +14,8 @@ use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Behavior, Config, Context, Editor, Helper};
 
+use crate::interrupt::Interrupts;
+
 use super::command::{self, COMMANDS, Command};
 
 /// Entries of the history that are kept.
@@ -35,11 +37,12 @@ pub enum Input {
 pub struct Prompt {
     editor: Editor<Lines, FileHistory>,
     history: Option<PathBuf>,
+    interrupts: Interrupts,
 }
 
 impl Prompt {
     /// Takes the terminal (also when stdout goes to a file) and the history of former runs.
-    pub fn new() -> Result<Prompt> {
+    pub fn new(interrupts: &Interrupts) -> Result<Prompt> {
         let config = Config::builder()
             .behavior(Behavior::PreferTerm)
             .max_history_size(HISTORY)
@@ -52,7 +55,7 @@ impl Prompt {
             // A history that is not there yet, or that cannot be read, is an empty one.
             let _ = editor.load_history(path);
         }
-        Ok(Prompt { editor, history })
+        Ok(Prompt { editor, history, interrupts: interrupts.clone() })
     }
 
     /// Columns of the terminal.
@@ -86,7 +89,8 @@ impl Prompt {
     }
 
     fn line(&mut self, prompt: &str) -> Result<Input> {
-        match self.editor.readline(prompt) {
+        let editor = &mut self.editor;
+        match self.interrupts.editing(|| editor.readline(prompt)) {
             Ok(line) => Ok(Input::Text(line)),
             Err(ReadlineError::Interrupted) => Ok(Input::Cleared),
             Err(ReadlineError::Eof) => Ok(Input::End),

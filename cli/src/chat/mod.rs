@@ -43,7 +43,7 @@ pub fn run(cli: &Cli, interrupts: &Interrupts) -> Result<()> {
         conversation: Conversation::new(cli.answer.system.as_deref()),
         options: TurnOptions::new(cli, model.sampling_defaults()),
         totals: Totals::default(),
-        prompt: Prompt::new()?,
+        prompt: Prompt::new(interrupts)?,
         model,
         prompter,
         interrupts,

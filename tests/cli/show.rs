@@ -1,0 +1,49 @@
+//! `infer show`: what a model is.
+
+use super::*;
+
+#[test]
+fn the_demo_is_described_for_people() {
+    let shown = run(&["show"], b"");
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+    for words in ["LlamaForCausalLM", "5.6 M", "4096", "512", "bf16", "MiB", "chat template"] {
+        assert!(shown.stdout.contains(words), "expected {words:?} in {}", shown.stdout);
+    }
+    assert!(!shown.stdout.contains("model.embed_tokens.weight"), "tensors are listed only when asked for");
+    for line in shown.stdout.lines() {
+        assert!(line.chars().count() <= 80, "too wide: {line:?}");
+    }
+    let tensors = run(&["show", "--tensors"], b"");
+    assert!(tensors.stdout.contains("model.embed_tokens.weight"), "{}", tensors.stdout);
+}
+
+#[test]
+fn the_demo_is_described_for_programs() {
+    let object = json(&["show", "--json", "--tensors"], b"");
+    assert_eq!(object["architecture"], "LlamaForCausalLM", "{object}");
+    assert_eq!(object["layers"], 6);
+    assert_eq!(object["hidden_size"], 256);
+    assert_eq!(object["heads"], 8);
+    assert_eq!(object["kv_heads"], 2);
+    assert_eq!(object["vocab_size"], 4096);
+    assert_eq!(object["context_length"], 512);
+    assert_eq!(object["chat_template"], true);
+    assert_eq!(object["tokenizer"], true);
+    let tensors = object["tensors"].as_array().expect("a list of tensors");
+    let parameters: u64 = tensors
+        .iter()
+        .map(|tensor| {
+            let shape = tensor["shape"].as_array().expect("a shape");
+            shape.iter().map(|size| size.as_u64().expect("a size")).product::<u64>()
+        })
+        .sum();
+    assert_eq!(object["parameters"].as_u64(), Some(parameters), "all of the demo's tensors are used");
+    assert!(json(&["show", "--json"], b"").get("tensors").is_none(), "tensors are listed only when asked for");
+}
+
+#[test]
+fn a_model_without_a_tokenizer_is_shown() {
+    let folder = demo_files(&["config.json", "model.safetensors"]);
+    let object = json(&["show", "--json", "--model", text(folder.path())], b"");
+    assert_eq!((&object["tokenizer"], &object["chat_template"]), (&false.into(), &false.into()));
+}
