@@ -227,8 +227,7 @@ impl Parsed {
         if source.len() > LARGEST_TEMPLATE {
             return Err(format!("the template has {} bytes, expected at most {LARGEST_TEMPLATE}", source.len()));
         }
-        let rewritten = source::rewrite(source)?;
-        let environment = on_large_stack(move || environment::build(rewritten))?;
+        let environment = on_large_stack(|| environment::build(source::rewrite(source)?))?;
         Ok(Parsed { source: source.to_owned(), environment })
     }
 

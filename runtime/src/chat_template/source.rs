@@ -6,9 +6,18 @@
 //! - A loop over none fails, as in Python.
 //! - Line ends are all `\n`, and the one behind `{% raw %}` stays.
 
+use std::collections::HashSet;
+
 use super::filters::{ADDEND, ATTRIBUTE, LOOP_VALUES, PERCENT};
 
-/// Rewrites both, and nothing inside comments, raw blocks or strings.
+/// The engine's parser takes time with the square of a chain of operators.
+const LONGEST_TAG: usize = 8 << 10;
+/// The sum of these squares; real templates stay below a hundredth of it.
+const MOST_PARSE_WORK: usize = 1 << 27;
+/// Operands nested deeper are left as they are; the engine's parser refuses what is nested much deeper.
+const DEEPEST_OPERAND: usize = 50;
+
+/// Rewrites these, and nothing inside comments, raw blocks or strings.
 ///
 /// The error says that the template needs other files, or more `**` than the parser can take.
 pub(super) fn rewrite(source: &str) -> Result<String, String> {
@@ -18,6 +27,7 @@ pub(super) fn rewrite(source: &str) -> Result<String, String> {
     }
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let escape = namespaces_escape(&source);
+    let mut parse_work = 0;
     let mut out = String::with_capacity(source.len());
     let mut rest = source.as_str();
     while let Some(start) = rest.find('{') {
@@ -62,9 +72,16 @@ pub(super) fn rewrite(source: &str) -> Result<String, String> {
         };
         let (tag, behind) = from.split_at(length.min(from.len()));
         if tag.starts_with("{{") || tag.starts_with("{%") {
+            let code = code_length(tag);
+            parse_work += code * code;
+            if code > LONGEST_TAG || parse_work > MOST_PARSE_WORK {
+                return Err(format!(
+                    "a tag of the template has {code} bytes outside of strings, expected at most {LONGEST_TAG}, and few that long"
+                ));
+            }
             let attribute = escape.then(|| rewrite_attribute(tag)).flatten();
             let rewritten = attribute.or_else(|| rewrite_loop(tag));
-            rewrite_operators(&mut out, rewritten.as_deref().unwrap_or(tag));
+            rewrite_operators(&mut out, rewritten.as_deref().unwrap_or(tag), 0);
         } else {
             out.push_str(tag);
         }
@@ -128,7 +145,11 @@ fn raw_length(text: &str) -> usize {
 }
 
 /// Appends a tag with its operators rewritten.
-fn rewrite_operators(out: &mut String, tag: &str) {
+fn rewrite_operators(out: &mut String, tag: &str, depth: usize) {
+    if depth > DEEPEST_OPERAND {
+        out.push_str(tag);
+        return;
+    }
     // The sign of `{%+` and `+%}` is no operator.
     let signed = ["{%+", "{%-", "{{+", "{{-"].iter().any(|opening| tag.starts_with(opening));
     let opened = signed || tag.starts_with("{%") || tag.starts_with("{{");
@@ -141,7 +162,7 @@ fn rewrite_operators(out: &mut String, tag: &str) {
             let (operator, behind) = from.split_at(from.len() - from.trim_start_matches('+').trim_start().len());
             let (operand, behind) = behind.split_at(operand_length(behind));
             out.push_str(operator);
-            rewrite_operators(out, operand);
+            rewrite_operators(out, operand, depth + 1);
             if operand.starts_with(|c: char| c.is_alphabetic() || "_([{".contains(c)) {
                 out.push('|');
                 out.push_str(ADDEND);
@@ -155,7 +176,7 @@ fn rewrite_operators(out: &mut String, tag: &str) {
         match operand {
             Some((operand, behind)) if !operand.is_empty() => {
                 out.push_str(&format!("({literal}|{PERCENT}("));
-                rewrite_operators(out, operand);
+                rewrite_operators(out, operand, depth + 1);
                 out.push_str("))");
                 rest = behind;
             }
@@ -225,7 +246,7 @@ fn outer_word(tag: &str, from: usize, word: &str) -> Option<usize> {
 fn namespaces_escape(source: &str) -> bool {
     let words: Vec<(usize, &str)> = identifiers(source).collect();
     let before = |at: usize| source.get(..at).unwrap_or("").trim_end();
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for (index, (at, word)) in words.iter().enumerate() {
         if *word != "namespace" {
             continue;
@@ -233,7 +254,7 @@ fn namespaces_escape(source: &str) -> bool {
         // `set name = namespace(…)` and nothing else.
         let set = index.checked_sub(2).and_then(|set| words.get(set)).is_some_and(|(_, word)| *word == "set");
         match index.checked_sub(1).and_then(|name| words.get(name)) {
-            Some((_, name)) if set && before(*at).ends_with('=') => names.push(*name),
+            Some((_, name)) if set && before(*at).ends_with('=') => drop(names.insert(*name)),
             _ => return true,
         }
     }
@@ -270,6 +291,18 @@ fn string_length(text: &str) -> usize {
         at += 1;
     }
     text.len()
+}
+
+/// The length of a tag without its strings.
+fn code_length(tag: &str) -> usize {
+    let mut length = 0;
+    let mut rest = tag;
+    while let Some((before, _)) = rest.split_once(['"', '\'']) {
+        length += before.len();
+        let literal = rest.get(before.len()..).unwrap_or("");
+        rest = literal.get(string_length(literal)..).unwrap_or("");
+    }
+    length + rest.len()
 }
 
 /// The length of the operand at the beginning of `text`: a literal, a name or something in brackets, with what is

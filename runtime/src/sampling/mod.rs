@@ -130,7 +130,7 @@ impl Sampler {
         &self.options
     }
 
-    /// Chooses the token after `tokens`. `logits` is [vocab] and is changed by the penalties; `tokens` is the whole
+    /// Chooses the token after `tokens`. `logits` has one entry per vocabulary id and is changed by the penalties; `tokens` is the whole
     /// sequence so far, of which the first `prompt_len` are the prompt.
     ///
     /// # Errors
