@@ -116,6 +116,43 @@ fn a_fork_goes_its_own_way_and_leaves_the_first_as_it_was() {
 }
 
 #[test]
+fn forks_that_write_at_once_do_not_meet() {
+    let model = exact_demo();
+    let base = session_with(&model, "Once upon a time there was a poor miller who had a daughter");
+    let alone = |index: usize| {
+        let mut tokens = base.tokens()[..base.tokens().len() - 1 - index % 3].to_vec();
+        tokens.extend([300 + index as u32, 301]);
+        tokens
+    };
+    let expected: Vec<Vec<u32>> = (0..64)
+        .map(|index| {
+            let mut session = model.session();
+            session.prefill(&alone(index)).expect("prefill");
+            answer(&mut session, greedy(3)).ids
+        })
+        .collect();
+    // From four threads at once: each fork copies the shared last block and writes into its own.
+    let found: Vec<Vec<u32>> = std::thread::scope(|scope| {
+        let (base, alone) = (&base, &alone);
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let indices = thread * 16..(thread + 1) * 16;
+                    let run = |index| {
+                        let mut fork = base.fork();
+                        fork.sync_to(&alone(index)).expect("sync");
+                        answer(&mut fork, greedy(3)).ids
+                    };
+                    indices.map(run).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a thread")).collect()
+    });
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn truncating_and_generating_again_gives_the_same() {
     let model = exact_demo();
     let mut session = session_with(&model, "The king had three sons");

@@ -143,6 +143,14 @@ impl KvPool {
         Ok(block)
     }
 
+    /// The copies were carried out: gives back the blocks that were copied from.
+    pub fn copied(&self, copies: &[BlockCopy]) {
+        let mut books = self.books();
+        for copy in copies {
+            KvPool::give_back(&mut books, copy.group, copy.from);
+        }
+    }
+
     fn give_back(books: &mut Books, group: usize, block: u32) {
         let group_books = &mut books.groups[group];
         let users = &mut group_books.users[block as usize];
@@ -213,8 +221,10 @@ impl Sequence {
         &self.lists[group]
     }
 
-    /// Makes room for `n_tokens` more tokens: takes blocks, and replaces a shared block that will be written to; the
-    /// caller must carry out `copies`, also when this fails half-way, before anything reads this sequence.
+    /// Makes room for `n_tokens` more tokens: takes blocks, and replaces a shared block that will be written to. The
+    /// caller must carry out `copies`, also when this fails half-way, before anything reads this sequence, and then
+    /// call [`KvPool::copied`]: until then the shared blocks count this sequence as a user, so that nobody else takes
+    /// them for theirs alone and writes to them.
     pub fn reserve(&mut self, n_tokens: usize, copies: &mut Vec<BlockCopy>) -> Result<()> {
         let end_block = self.len.saturating_add(n_tokens).div_ceil(BLOCK_TOKENS);
         let mut books = self.pool.books();
@@ -226,7 +236,6 @@ impl Sequence {
             {
                 let own = self.pool.take(&mut books, group)?;
                 copies.push(BlockCopy { group, from: *block, to: own });
-                KvPool::give_back(&mut books, group, *block);
                 *block = own;
             }
             while list.first_block + list.blocks.len() < end_block {
@@ -326,6 +335,7 @@ mod tests {
     fn grow(sequence: &mut Sequence, n_tokens: usize) -> Vec<BlockCopy> {
         let mut copies = Vec::new();
         sequence.reserve(n_tokens, &mut copies).unwrap();
+        sequence.pool.copied(&copies);
         sequence.advance(n_tokens);
         copies
     }
@@ -352,6 +362,22 @@ mod tests {
         let error = sequence.reserve(1, &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("KV cache is full"), "{error}");
         assert_eq!(sequence.len(), BLOCK_TOKENS);
+    }
+
+    #[test]
+    fn a_shared_block_belongs_to_nobody_alone_before_its_copy_is_made() {
+        let pool = pool(&[None], 8);
+        let mut first = Sequence::new(Arc::clone(&pool));
+        grow(&mut first, 3);
+        let mut second = first.fork();
+        let (mut first_copies, mut second_copies) = (Vec::new(), Vec::new());
+        second.reserve(1, &mut second_copies).unwrap();
+        // Another thread comes between, before the second sequence's copy.
+        first.reserve(1, &mut first_copies).unwrap();
+        assert_eq!(first_copies, [BlockCopy { group: 0, from: 0, to: 2 }], "written to while it is being copied");
+        pool.copied(&second_copies);
+        pool.copied(&first_copies);
+        assert_eq!(free_blocks(&pool), 1);
     }
 
     #[test]

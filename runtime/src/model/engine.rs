@@ -181,6 +181,7 @@ impl Engine {
             part.sequence.reserve(count, &mut copies)
         });
         self.backend.copy_blocks(&self.pool, &copies);
+        self.pool.copied(&copies);
         reserved?;
 
         let mut batch = Batch {
@@ -247,5 +248,66 @@ impl Engine {
         let index = (position / BLOCK_TOKENS).checked_sub(list.first_block)?;
         let block = *list.blocks.get(index)?;
         Some(KvAddress { group: slot.group, block, layer: slot.layer, slot: position % BLOCK_TOKENS })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Compute, LoadOptions, Model};
+
+    /// The largest difference between values that should be near.
+    fn difference(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    fn part<'a>(sequence: &'a mut Sequence, tokens: &'a [u32], logits: LogitRows) -> BatchPart<'a> {
+        // One length for all, so that no sequence crosses the border of longrope.
+        BatchPart { sequence, tokens, rope_length: 64, logits }
+    }
+
+    #[test]
+    fn several_sequences_in_one_batch_equal_each_alone() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/models");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let options = LoadOptions { compute: Compute::F32, threads: Some(2), ..LoadOptions::default() };
+            let model = Model::load(&path, options).unwrap();
+            let engine = model.engine();
+            let tokens: Vec<u32> = (0..40).map(|index| 3 + index * 17 % 90).collect();
+            // Prompts of several lengths, then one more token for each: one batch of 76 rows, one of 4.
+            let prompts = [&tokens[..33], &tokens[3..5], &tokens[..], &tokens[7..8]];
+            let next = [[9], [10], [11], [12]];
+            let mut together: [Sequence; 4] = std::array::from_fn(|_| engine.new_sequence());
+            for texts in [prompts, next.each_ref().map(<[u32; 1]>::as_slice)] {
+                let alone = together.iter().zip(texts).map(|(sequence, text)| {
+                    let mut fork = sequence.fork();
+                    engine.forward(&mut [part(&mut fork, text, LogitRows::All)]).unwrap().into_values()
+                });
+                let alone: Vec<f32> = alone.collect::<Vec<_>>().concat();
+                let parts = together.iter_mut().zip(texts);
+                let mut parts: Vec<_> = parts.map(|(sequence, text)| part(sequence, text, LogitRows::All)).collect();
+                let found = engine.forward(&mut parts).unwrap();
+                let difference = difference(found.values(), &alone);
+                assert!(difference <= 1e-4, "{}: {difference} apart", path.display());
+            }
+            let lengths = together.each_ref().map(Sequence::len);
+            assert_eq!(lengths, [34, 3, 41, 2], "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn only_the_rows_asked_for_are_computed() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/models/llama-gqa");
+        let model = Model::load(folder, LoadOptions::default()).unwrap();
+        let engine = model.engine();
+        let mut sequences: [Sequence; 3] = std::array::from_fn(|_| engine.new_sequence());
+        let wanted = [LogitRows::None, LogitRows::Last, LogitRows::All];
+        let mut parts: Vec<_> =
+            sequences.iter_mut().zip(wanted).map(|(sequence, rows)| part(sequence, &[5, 6, 7], rows)).collect();
+        let logits = engine.forward(&mut parts).unwrap();
+        assert_eq!(logits.n_rows(), 1 + 3);
+        assert_eq!(logits.row(0), logits.row(3), "the last row of two equal sequences");
     }
 }
