@@ -86,6 +86,7 @@ pub mod tokenizer;
 pub use chat_template::{ChatInput, ChatTemplate, TemplateFiles};
 pub use error::{Error, Result};
 pub use generate::{CancelToken, Event, GenerateOptions, Generation, GenerationStats, StopReason};
+pub use load::MemoryPlan;
 pub use model::Model;
 pub use model::engine::Logits;
 pub use model::spec::Spec;

@@ -25,6 +25,8 @@ pub struct PlanOptions {
     pub kv: KvType,
     /// The longest sequence, in tokens; none asks for the model's own or what fits.
     pub context: Option<usize>,
+    /// Whether `context` may exceed what the model was made for, where it can (learned positions end).
+    pub beyond_context: bool,
     /// The most tokens of one forward pass.
     pub chunk: usize,
     /// Bytes that may be taken; none if that is not known.
@@ -100,7 +102,8 @@ pub fn plan_memory(spec: &Spec, checkpoint: &Checkpoint, options: &PlanOptions) 
         scratch: scratch_bytes(spec, options.chunk),
         cache: &|context| bytes_for_context(&groups, context, options.chunk),
     };
-    costs.plan(options.available, options.context, spec.context_length)
+    let can_go_on = options.beyond_context && options.context.is_some() && spec.embedding.positions.is_none();
+    costs.plan(options.available, options.context, spec.context_length.filter(|_| !can_go_on))
 }
 
 /// Bytes of all weights in a format.

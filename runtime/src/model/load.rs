@@ -18,7 +18,7 @@ use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::generation_config;
 use crate::kv_cache::{KvPool, group_layers};
-use crate::load::{Checkpoint, Config, Dtype, ModelFiles, check_tensors};
+use crate::load::{Checkpoint, Config, Dtype, ModelFiles, PlanOptions, available_memory, check_tensors, plan_memory};
 use crate::options::{LoadOptions, Progress};
 use crate::sampling::SamplingOptions;
 use crate::stop::StopTokens;
@@ -63,6 +63,9 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
     let mut sampling_defaults = SamplingOptions::default();
     for name in ["config.json", "generation_config.json"] {
         if let Some(json) = files.read_json(name, LARGEST_CONFIG)? {
+            if !json.is_object() {
+                return Err(Error::file(&files.path(name), "expected a JSON object"));
+            }
             end_tokens.extend(generation_config::end_tokens(&files.path(name), &json)?);
             if name == "generation_config.json"
                 && let Some(sampling) = generation_config::sampling(&files.path(name), &json)?
@@ -77,15 +80,29 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
     }
 
     let threads = options.threads.unwrap_or_else(usable_threads);
-    let (groups, slots) = group_layers(&spec, options.kv_type(stored_bf16(&spec, &checkpoint)));
-    let context = context(&spec, options)?;
+    let kv = options.kv_type(stored_bf16(&spec, &checkpoint));
+    let prefill_chunk = prefill_chunk(&spec);
+    let memory_plan = plan_memory(
+        &spec,
+        &checkpoint,
+        &PlanOptions {
+            weights: options.weights,
+            kv,
+            context: options.context,
+            beyond_context: options.beyond_context,
+            chunk: prefill_chunk,
+            available: options.memory.or_else(|| available_memory(checkpoint.total_bytes())),
+        },
+    )?;
+    let (groups, slots) = group_layers(&spec, kv);
     let weights = load_weights(&spec, &checkpoint, options, threads)?;
     let team = Team::new(threads, Isa::from_env()?)?;
     let backend = Backend::Cpu(CpuBackend::new(Arc::clone(&spec), weights, slots.clone(), team));
-    let pool = KvPool::new(groups, u64::MAX);
+    let room = |available: u64| available.saturating_sub(memory_plan.weights).saturating_sub(memory_plan.scratch);
+    let pool = KvPool::new(groups, memory_plan.available.map_or(u64::MAX, room));
     Ok(Model(Arc::new(Inner {
-        context,
-        prefill_chunk: prefill_chunk(&spec),
+        memory_plan,
+        prefill_chunk,
         engine: Engine::new(spec, backend, pool, slots),
         tokenizer,
         tokenizer_path: files.path(TOKENIZER),
@@ -95,20 +112,6 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
         fingerprint: fingerprint(files, &checkpoint, options)?,
         unused_tensors: checked.unused,
     })))
-}
-
-/// The longest sequence: as the options say, within what the model was made for or, if they allow it, can do.
-fn context(spec: &Spec, options: &LoadOptions) -> Result<usize> {
-    let can_go_on = options.beyond_context && spec.embedding.positions.is_none();
-    match (options.context, spec.context_length) {
-        (Some(context), Some(longest)) if context > longest && !can_go_on => Err(Error::InvalidOption {
-            option: "context",
-            expected: format!("at most {longest}, which the model was made for"),
-            found: context.to_string(),
-        }),
-        (Some(context), _) => Ok(context),
-        (None, longest) => Ok(longest.unwrap_or(usize::MAX)),
-    }
 }
 
 /// Whether the embedding is stored in bf16, and so, as a rule, everything.

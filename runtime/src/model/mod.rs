@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
-use crate::load::ModelFiles;
+use crate::load::{MemoryPlan, ModelFiles};
 use crate::options::LoadOptions;
 use crate::sampling::SamplingOptions;
 use crate::session::Session;
@@ -37,7 +37,7 @@ pub struct Model(Arc<Inner>);
 
 struct Inner {
     engine: Engine,
-    context: usize,
+    memory_plan: MemoryPlan,
     /// Tokens of a chunk of prefill.
     prefill_chunk: usize,
     tokenizer: Companion<Tokenizer>,
@@ -79,7 +79,12 @@ impl Model {
 
     /// Longest sequence, in tokens.
     pub fn context(&self) -> usize {
-        self.0.context
+        self.0.memory_plan.context
+    }
+
+    /// Where the memory goes.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.0.memory_plan
     }
 
     /// Names of tensors that the files have and the model does not use.
@@ -143,7 +148,7 @@ impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Model")
             .field("architecture", &self.spec().architecture)
-            .field("context", &self.0.context)
+            .field("context", &self.context())
             .finish_non_exhaustive()
     }
 }
