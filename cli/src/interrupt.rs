@@ -1,10 +1,11 @@
-//! Ctrl-C, and the signals that ask the program to end. While work can be cancelled, the first one cancels it; at any
-//! other time, and the second time, the program ends at once with exit code 130.
+//! Ctrl-C, and the signals that ask the program to end. While work can be cancelled, the first one cancels it; if it
+//! goes on all the same, and at any other time, the program ends at once with exit code 130. A chat is more patient:
+//! Ctrl-C does not end it, unless an answer cannot be stopped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
@@ -13,6 +14,9 @@ use infer_runtime::CancelToken;
 use crate::exit;
 use crate::terminal;
 
+/// So often may an impatient user press Ctrl-C while a chat's answer is being stopped.
+const PATIENCE: usize = 4;
+
 /// The program's one handler of interrupts.
 #[derive(Clone)]
 pub struct Interrupts(Arc<State>);
@@ -20,6 +24,9 @@ pub struct Interrupts(Arc<State>);
 struct State {
     cancel: CancelToken,
     cancellable: AtomicBool,
+    /// Signals since the work began.
+    signals: AtomicUsize,
+    chatting: AtomicBool,
     /// The line editor has the terminal in raw mode. There Ctrl-C is a key; a signal comes from elsewhere.
     editing: AtomicBool,
     /// A file that must not outlive the program.
@@ -32,6 +39,8 @@ impl Interrupts {
         let state = Arc::new(State {
             cancel: CancelToken::default(),
             cancellable: AtomicBool::new(false),
+            signals: AtomicUsize::new(0),
+            chatting: AtomicBool::new(false),
             editing: AtomicBool::new(false),
             unfinished: Mutex::new(None),
         });
@@ -43,10 +52,16 @@ impl Interrupts {
     /// Runs work that looks at the token. The token is fresh at the start.
     pub fn cancellable<R>(&self, work: impl FnOnce(&CancelToken) -> R) -> R {
         self.0.cancel.reset();
+        self.0.signals.store(0, Ordering::SeqCst);
         self.0.cancellable.store(true, Ordering::SeqCst);
         let result = work(&self.0.cancel);
         self.0.cancellable.store(false, Ordering::SeqCst);
         result
+    }
+
+    /// From now on a signal between two prompts is one that came too late to stop an answer.
+    pub fn set_chatting(&self) {
+        self.0.chatting.store(true, Ordering::SeqCst);
     }
 
     /// Runs the line editor.
@@ -67,8 +82,14 @@ impl Interrupts {
 
 impl State {
     fn interrupted(&self) {
-        if self.cancellable.load(Ordering::SeqCst) && !self.cancel.is_cancelled() {
+        let chatting = self.chatting.load(Ordering::SeqCst);
+        if self.cancellable.load(Ordering::SeqCst) {
             self.cancel.cancel();
+            let signals = self.signals.fetch_add(1, Ordering::SeqCst) + 1;
+            if signals <= if chatting { PATIENCE } else { 1 } {
+                return;
+            }
+        } else if chatting && !self.editing.load(Ordering::SeqCst) {
             return;
         }
         if let Ok(mut unfinished) = self.unfinished.lock()

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use infer_runtime::{Compute, KvType, LoadOptions, Model, Progress, WeightFormat};
+use infer_runtime::{Compute, KvType, LoadOptions, Model, WeightFormat};
 
 use crate::args::{ComputeArg, KvArg, ModelArgs};
 use crate::demo;
 use crate::exit::wrong_use;
-use crate::terminal;
+use crate::terminal::{self, Unit};
 
 /// The library's options for these flags; `compute` is the arithmetic without `--compute`.
 pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
@@ -48,12 +48,10 @@ pub fn for_text(args: &ModelArgs) -> Result<Model> {
 
 /// Loads the model, with a progress bar on a terminal.
 pub fn model(args: &ModelArgs, mut options: LoadOptions) -> Result<Model> {
-    let bar = terminal::progress_bar(if options.weights == WeightFormat::AsStored { "loading" } else { "quantizing" });
+    let what = if options.weights == WeightFormat::AsStored { "loading" } else { "quantizing" };
+    let bar = terminal::progress_bar(what, &Unit::Bytes);
     let drawn = bar.clone();
-    options.progress = Some(Arc::new(move |progress: Progress| {
-        drawn.set_length(progress.total);
-        drawn.set_position(progress.done);
-    }));
+    options.progress = Some(Arc::new(move |progress| terminal::advance(&drawn, progress)));
     let loaded = match &args.model {
         Some(path) => Model::load(path, options),
         None => Model::from_bytes(demo::files(), options),

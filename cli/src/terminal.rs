@@ -3,8 +3,10 @@
 use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use infer_runtime::Progress;
 
 /// Writes a line to stderr. A closed stderr is no reason to end.
 pub fn note(text: &str) {
@@ -12,9 +14,17 @@ pub fn note(text: &str) {
     let _ = writeln!(stderr, "{text}").and_then(|()| stderr.flush());
 }
 
+/// A note for a terminal of `width` columns, wrapped between words.
+pub fn wrapped_note(text: &str, width: usize) {
+    for paragraph in text.lines() {
+        let words: Vec<&str> = paragraph.split(' ').collect();
+        note(&wrap(&words, " ", width).join("\n"));
+    }
+}
+
 /// A note in faint letters where stderr shows colours; wrapped between its parts at `width` columns.
 pub fn dim_note(parts: &[String], width: usize) {
-    for line in wrap(parts, width) {
+    for line in wrap(parts, " · ", width) {
         if stderr_has_styles() {
             note(&format!("\u{1b}[2m{line}\u{1b}[0m"));
         } else {
@@ -23,16 +33,18 @@ pub fn dim_note(parts: &[String], width: usize) {
     }
 }
 
-/// Joins the parts with a dot between them, starting a new line where the next part would pass `width`.
-fn wrap(parts: &[String], width: usize) -> Vec<String> {
+/// Joins the parts, starting a new line where the next part would pass `width`.
+fn wrap(parts: &[impl AsRef<str>], separator: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
+        let part = part.as_ref();
+        let n_columns = separator.chars().count() + part.chars().count();
         match lines.last_mut() {
-            Some(line) if line.chars().count() + 3 + part.chars().count() <= width => {
-                line.push_str(" · ");
+            Some(line) if line.chars().count() + n_columns <= width => {
+                line.push_str(separator);
                 line.push_str(part);
             }
-            _ => lines.push(part.clone()),
+            _ => lines.push(part.to_owned()),
         }
     }
     lines
@@ -71,13 +83,33 @@ pub fn without_controls(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A progress bar over bytes on a terminal's stderr; elsewhere one that is never drawn.
-pub fn progress_bar(what: &'static str) -> ProgressBar {
+/// What a progress bar counts.
+pub enum Unit {
+    /// Bytes of weights.
+    Bytes,
+    /// Tokens of a prompt.
+    Tokens,
+}
+
+/// A progress bar on a terminal's stderr; elsewhere one that is never drawn.
+pub fn progress_bar(what: &'static str, unit: &Unit) -> ProgressBar {
     let target = if stderr_is_interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target).with_message(what);
-    match ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}") {
+    let style = ProgressStyle::with_template(match unit {
+        Unit::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes}",
+        Unit::Tokens => "{msg} {wide_bar} {pos}/{len} tokens",
+    });
+    match style {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
+    }
+}
+
+/// Moves a bar. One that would be full at once is not drawn: a flicker helps nobody.
+pub fn advance(bar: &ProgressBar, progress: Progress) {
+    if bar.elapsed() > Duration::from_millis(300) {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
     }
 }
 
@@ -102,14 +134,14 @@ mod tests {
 
     #[test]
     fn parts_wrap_at_the_width_and_never_break_inside() {
-        let parts = ["12 tokens".to_owned(), "34 tok/s".to_owned(), "context 46/512".to_owned()];
+        let parts = ["12 tokens", "34 tok/s", "context 46/512"];
         let cases: [(usize, &[&str]); 3] = [
             (80, &["12 tokens · 34 tok/s · context 46/512"]),
             (24, &["12 tokens · 34 tok/s", "context 46/512"]),
             (3, &["12 tokens", "34 tok/s", "context 46/512"]),
         ];
         for (width, expected) in cases {
-            assert_eq!(wrap(&parts, width), expected, "at {width} columns");
+            assert_eq!(wrap(&parts, " · ", width), expected, "at {width} columns");
         }
     }
 

@@ -8,6 +8,7 @@ use infer_runtime::{CancelToken, Error, Event, GenerateOptions, SamplingOptions,
 use crate::args::Cli;
 use crate::interrupt::Interrupts;
 use crate::sampling;
+use crate::terminal::{self, Unit};
 use crate::values;
 
 /// What an answer may be and where it ends.
@@ -103,7 +104,10 @@ fn answer(
         decode: Duration::ZERO,
     };
     let start = Instant::now();
-    match session.sync_to_with(prompt, cancel, |_| {}) {
+    let bar = terminal::progress_bar("reading", &Unit::Tokens);
+    let synced = session.sync_to_with(prompt, cancel, |progress| terminal::advance(&bar, progress));
+    bar.finish_and_clear();
+    match synced {
         Ok(reused) => turn.reused = reused,
         Err(Error::Cancelled) => return Ok(turn),
         Err(error) => return Err(error.into()),

@@ -18,7 +18,7 @@ use crate::load;
 use crate::out_file::OutFile;
 use crate::output::Stream;
 use crate::prompt::Prompter;
-use crate::terminal::{self, note};
+use crate::terminal;
 use crate::turn::{self, Turn, TurnOptions};
 
 use command::Command;
@@ -49,6 +49,7 @@ pub fn run(cli: &Cli, interrupts: &Interrupts) -> Result<()> {
         interrupts,
     };
     chat.note(&[format!("context {} tokens", chat.model.context()), "/help".to_owned(), "Ctrl-D leaves".to_owned()]);
+    interrupts.set_chatting();
     chat.talk()
 }
 
@@ -69,7 +70,7 @@ impl Chat<'_> {
             match self.prompt.read()? {
                 Input::End | Input::Command(Ok(Command::Quit)) => return Ok(()),
                 Input::Cleared => self.note(&["Ctrl-D leaves".to_owned()]),
-                Input::Command(Err(problem)) => note(&problem),
+                Input::Command(Err(problem)) => self.say(&problem),
                 Input::Command(Ok(command)) => self.obey(command)?,
                 Input::Text(text) => {
                     self.conversation.ask(&text);
@@ -83,6 +84,11 @@ impl Chat<'_> {
     fn note(&mut self, parts: &[String]) {
         let width = self.prompt.width();
         terminal::dim_note(parts, width);
+    }
+
+    fn say(&mut self, text: &str) {
+        let width = self.prompt.width();
+        terminal::wrapped_note(text, width);
     }
 
     /// Lets the model answer the last message. What goes wrong with it is said, and the message is taken back; only
@@ -101,13 +107,13 @@ impl Chat<'_> {
         match answered {
             Ok(Some(turn)) if turn.ids.is_empty() && matches!(turn.reason, StopReason::Cancelled) => {
                 self.conversation.undo();
-                note("Stopped before the answer; your message is taken back.");
+                self.say("Stopped before the answer; your message is taken back.");
             }
             Ok(Some(turn)) => self.answered(&turn),
             Ok(None) => drop(self.conversation.undo()),
             Err(error) if error.is::<Error>() || error.is::<exit::CliError>() => {
                 self.conversation.undo();
-                note(&exit::line(&error));
+                self.say(&exit::line(&error));
             }
             Err(error) => return Err(error),
         }
@@ -127,8 +133,8 @@ impl Chat<'_> {
         }
         self.note(&parts);
         if matches!(turn.reason, StopReason::ContextFull) {
-            note("The context is full, so the answer ends here.");
-            note("/drop drops the oldest turns, then /regen answers again; --ctx sets the context's size.");
+            self.say("The context is full, so the answer ends here.");
+            self.say("/drop drops the oldest turns, then /regen answers again; --ctx sets the context's size.");
         }
     }
 
@@ -139,13 +145,13 @@ impl Chat<'_> {
         let mut ids = self.prompter.encode(&self.conversation.chat)?;
         let enough = (context / ROOM_SHARE).clamp(1, ROOM_TOKENS);
         if ids.len() + enough > context && self.conversation.n_turns() > 1 {
-            note(&format!("The conversation has {} tokens, the context {context}.", ids.len()));
+            self.say(&format!("The conversation has {} tokens, the context {context}.", ids.len()));
             if self.prompt.confirm("Drop the oldest turns to make room?")? {
                 ids = self.make_room(ids)?;
             }
         }
         if ids.len() >= context {
-            note(&format!("That is {} tokens, and the context holds {context}: not sent.", ids.len()));
+            self.say(&format!("That is {} tokens, and the context holds {context}: not sent.", ids.len()));
             return Ok(None);
         }
         Ok(Some(ids))
@@ -160,40 +166,46 @@ impl Chat<'_> {
             ids = self.prompter.encode(&self.conversation.chat)?;
         }
         let system = if self.conversation.system().is_some() { " The system message stays." } else { "" };
-        note(&format!("Dropped {dropped} of the oldest turns; {} of {context} tokens are left.{system}", ids.len()));
+        self.say(&format!(
+            "Dropped {dropped} of the oldest turns; {} of {context} tokens are left.{system}",
+            ids.len()
+        ));
         Ok(ids)
     }
 
     fn obey(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Help => note(&command::help(self.prompt.width())),
+            Command::Help => terminal::note(&command::help(self.prompt.width())),
             Command::Clear => {
                 self.conversation.clear();
-                note("The conversation starts again.");
+                self.say("The conversation starts again.");
             }
             Command::Regen if self.conversation.forget_answer() => return self.reply(),
-            Command::Regen => note("There is no message to answer."),
+            Command::Regen => self.say("There is no message to answer."),
             Command::Undo => match self.conversation.undo() {
-                Some(question) => note(&format!("Taken back: {}", shortened(&question))),
-                None => note("There is nothing to take back."),
+                Some(question) => self.say(&format!("Taken back: {}", shortened(&question))),
+                None => self.say("There is nothing to take back."),
             },
             Command::Drop => self.drop_turns(),
-            Command::System(None) => note(self.conversation.system().unwrap_or("There is no system message.")),
+            Command::System(None) => {
+                let system = self.conversation.system().unwrap_or("There is no system message.").to_owned();
+                self.say(&system);
+            }
             Command::System(Some(_)) if !self.prompter.has_template() => {
-                note("A system message needs a chat template, and this model has none.");
+                self.say("A system message needs a chat template, and this model has none.");
             }
             Command::System(Some(text)) => {
                 self.conversation.set_system(&text);
-                note(if text.is_empty() { "No system message any more." } else { "The system message is set." });
+                self.say(if text.is_empty() { "No system message any more." } else { "The system message is set." });
             }
             Command::Set(None) => {
                 for (name, value) in self.options.list() {
-                    note(&format!("{name:18} {value}"));
+                    self.say(&format!("{name:18} {value}"));
                 }
             }
             Command::Set(Some((name, value))) => match self.options.set(&name, &value) {
-                Ok(()) => note(&format!("{name} is {value}")),
-                Err(problem) => note(&format!("{name} {value}: {problem}")),
+                Ok(()) => self.say(&format!("{name} is {value}")),
+                Err(problem) => self.say(&format!("{name} {value}: {problem}")),
             },
             Command::Stats => {
                 let parts = self.totals.parts();
@@ -209,37 +221,37 @@ impl Chat<'_> {
 
     fn drop_turns(&mut self) {
         if self.conversation.n_turns() < 2 {
-            note("There is only one turn; /clear starts again.");
+            self.say("There is only one turn; /clear starts again.");
             return;
         }
         self.conversation.drop_oldest_turn();
         let made_room = self.prompter.encode(&self.conversation.chat).and_then(|ids| self.make_room(ids));
         if let Err(error) = made_room {
-            note(&exit::line(&error));
+            self.say(&exit::line(&error));
         }
     }
 
-    fn save(&self, path: &Path, cache: bool) {
+    fn save(&mut self, path: &Path, cache: bool) {
         let saved = OutFile::create(path, self.interrupts)
             .and_then(|file| file.finish(|out| out.write_all(self.conversation.chat.to_json().as_bytes())))
             .and_then(|()| if cache { Ok(self.session.save(cache_path(path))?) } else { Ok(()) });
         match saved {
-            Ok(()) => note(&format!("Saved {} messages.", self.conversation.chat.messages.len())),
-            Err(error) => note(&format!("Not saved: {}", exit::line(&error))),
+            Ok(()) => self.say(&format!("Saved {} messages.", self.conversation.chat.messages.len())),
+            Err(error) => self.say(&format!("Not saved: {}", exit::line(&error))),
         }
     }
 
     fn load(&mut self, path: &Path) {
         match ChatFile::read(path) {
-            Err(error) => note(&exit::line(&error)),
+            Err(error) => self.say(&exit::line(&error)),
             Ok(chat) => {
                 self.conversation.chat = chat;
-                note(&format!("Loaded {} messages.", self.conversation.chat.messages.len()));
+                self.say(&format!("Loaded {} messages.", self.conversation.chat.messages.len()));
                 let cache = cache_path(path);
                 if cache.exists()
                     && let Err(error) = self.session.restore(&cache)
                 {
-                    note(&format!("Its cache is computed anew: {}", exit::line(&error.into())));
+                    self.say(&format!("Its cache is computed anew: {}", exit::line(&error.into())));
                 }
             }
         }
