@@ -30,6 +30,13 @@ impl Sizes {
     pub fn read(config: &Config, checkpoint: &Checkpoint, default: Sizes) -> Result<Sizes> {
         let hidden = config.size("hidden_size", default.hidden)?;
         let n_heads = config.size("num_attention_heads", default.n_heads)?;
+        let head_dim = match config.optional_size("head_dim")? {
+            Some(head_dim) => head_dim,
+            None if config.is_null("head_dim") || default.head_dim == 0 => {
+                divide_heads(config, "num_attention_heads", hidden, n_heads)?
+            }
+            None => default.head_dim,
+        };
         let n_kv_heads = match config.optional_size("num_key_value_heads")? {
             Some(n_kv_heads) => n_kv_heads,
             None if config.is_null("num_key_value_heads") || default.n_kv_heads == 0 => n_heads,
@@ -39,13 +46,6 @@ impl Sizes {
             let expected = format!("a divisor of the {n_heads} attention heads");
             return Err(config.error("num_key_value_heads", expected));
         }
-        let head_dim = match config.optional_size("head_dim")? {
-            Some(head_dim) => head_dim,
-            None if config.is_null("head_dim") || default.head_dim == 0 => {
-                divide_heads(config, "num_attention_heads", hidden, n_heads)?
-            }
-            None => default.head_dim,
-        };
         Ok(Sizes {
             vocab: config.size("vocab_size", default.vocab)?,
             hidden,
