@@ -7,7 +7,7 @@ const INDEX: &str = "model.safetensors.index.json";
 #[test]
 fn indexes_that_do_not_fit_their_shards_are_refused() {
     let map = |entries: &str| format!(r#"{{"metadata":{{"total_size":8}},"weight_map":{{{entries}}}}}"#);
-    let cases: [(&str, String, &str); 17] = [
+    let cases: [(&str, String, &str); 18] = [
         ("empty", String::new(), "index.json: is empty"),
         ("not JSON", "{".to_owned(), "is not valid JSON"),
         ("not an object", "[]".to_owned(), "is not valid JSON: invalid length 0, expected struct"),
@@ -17,9 +17,10 @@ fn indexes_that_do_not_fit_their_shards_are_refused() {
         ("deep", format!(r#"{{"weight_map":{{"a":{}"#, "[".repeat(100_000)), "is not valid JSON"),
         ("nothing in it", map(""), "weight_map is empty"),
         ("a name twice", map(r#""a":"1.safetensors","a":"1.safetensors""#), "tensor a is named twice"),
-        ("parent", map(r#""a":"../1.safetensors""#), "file names inside its folder, found \"../1.safetensors\""),
+        ("parent", map(r#""a":"../1.safetensors""#), "file names inside its folder, found `../1.safetensors`"),
         ("parent inside", map(r#""a":"x/../../1.safetensors""#), "file names inside its folder"),
-        ("absolute", map(r#""a":"/etc/passwd""#), "file names inside its folder, found \"/etc/passwd\""),
+        ("absolute", map(r#""a":"/etc/passwd""#), "file names inside its folder, found `/etc/passwd`"),
+        ("a line break", map(r#""a":"1.\nsafetensors""#), "file names inside its folder, found `1.\\nsafetensors`"),
         ("no name", map(r#""a":"""#), "file names inside its folder"),
         ("missing shard", map(r#""a":"1.safetensors","c":"3.safetensors""#), "3.safetensors: shard is missing"),
         (

@@ -107,7 +107,11 @@ mod tests {
 
     #[test]
     fn misaligned_bytes_are_copied_to_an_aligned_place() {
-        let bytes = Bytes::build::<()>(65, |bytes| Ok(bytes.fill(7))).unwrap();
+        let sevens = |bytes: &mut [u8]| {
+            bytes.fill(7);
+            Ok::<(), ()>(())
+        };
+        let bytes = Bytes::build(65, sevens).unwrap();
         assert_eq!(bytes.as_ptr() as usize % 64, 0);
         let odd = bytes.slice(1..65).unwrap();
         let aligned = odd.aligned(64);

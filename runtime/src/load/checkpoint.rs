@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::load::Bytes;
 use crate::load::files::ModelFiles;
 use crate::load::header::{self, Dtype, Entry};
+use crate::load::json::shown_name;
 use crate::load::shards::WeightFiles;
 
 /// A model's weights: every file mapped, every header checked.
@@ -62,7 +63,7 @@ impl Checkpoint {
             for (tensor, entry) in header::read(&path, &bytes)? {
                 if let Some(other) = tensors.insert(tensor.clone(), Stored { shard: shards.len(), entry }) {
                     let found = names.get(other.shard).cloned().unwrap_or_default();
-                    let expected = "in one file only".to_owned();
+                    let (tensor, expected) = (shown_name(&tensor), "in one file only".to_owned());
                     return Err(Error::Tensor { path, tensor, expected, found: format!("also in {found}") });
                 }
             }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{self, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
+use crate::load::json::{shown_name, syntax_message};
 
 /// The largest header that the format allows.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -77,7 +78,8 @@ impl<'de> Deserialize<'de> for RawHeader {
                 let mut entries = BTreeMap::new();
                 let mut metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
-                    let about = |error: A::Error| de::Error::custom(format_args!("tensor {name}: {error}"));
+                    let about =
+                        |error: A::Error| de::Error::custom(format_args!("tensor {}: {error}", shown_name(&name)));
                     let twice = if name == "__metadata__" {
                         map.next_value::<Metadata>()?;
                         std::mem::replace(&mut metadata, true)
@@ -86,7 +88,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                         entries.insert(name.clone(), entry).is_some()
                     };
                     if twice {
-                        return Err(de::Error::custom(format_args!("tensor {name} is named twice")));
+                        return Err(de::Error::custom(format_args!("tensor {} is named twice", shown_name(&name))));
                     }
                 }
                 Ok(RawHeader(entries))
@@ -150,7 +152,7 @@ pub(crate) fn read(path: &Path, file: &[u8]) -> Result<BTreeMap<String, Entry>> 
     let json = std::str::from_utf8(json)
         .map_err(|error| Error::file(path, format!("header is not UTF-8 at byte {}", error.valid_up_to())))?;
     let RawHeader(raw) = serde_json::from_str(json)
-        .map_err(|error| Error::file(path, format!("bad header: {}", crate::fence::one_line(&error.to_string()))))?;
+        .map_err(|error| Error::file(path, format!("bad header: {}", syntax_message(&error))))?;
     let mut entries = BTreeMap::new();
     for (name, raw) in raw {
         let entry = check_entry(path, &name, raw, data.len(), data_start)?;
@@ -163,7 +165,7 @@ pub(crate) fn read(path: &Path, file: &[u8]) -> Result<BTreeMap<String, Entry>> 
 fn check_entry(path: &Path, name: &str, raw: RawEntry, data_len: usize, data_start: usize) -> Result<Entry> {
     let wrong = |expected: String, found: String| Error::Tensor {
         path: path.to_owned(),
-        tensor: crate::fence::one_line(name),
+        tensor: shown_name(name),
         expected,
         found,
     };
@@ -203,7 +205,7 @@ fn check_cover(path: &Path, entries: &BTreeMap<String, Entry>, data_start: usize
             let kind = if range.start < covered { "an overlap" } else { "a hole" };
             return Err(Error::Tensor {
                 path: path.to_owned(),
-                tensor: crate::fence::one_line(name),
+                tensor: shown_name(name),
                 expected: format!("its data to begin at {}, where the one before ends", covered - data_start),
                 found: format!("{kind}: it begins at {}", range.start - data_start),
             });

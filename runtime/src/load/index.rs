@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::load::checkpoint::Stored;
 use crate::load::content;
 use crate::load::files::ModelFiles;
-use crate::load::json::syntax_error;
+use crate::load::json::{shown_name, syntax_error};
 use crate::load::shards::first_few;
 
 /// The name that an index has in a folder.
@@ -51,7 +51,7 @@ impl<'de> Deserialize<'de> for WeightMap {
                 let mut names = HashMap::new();
                 while let Some((tensor, shard)) = map.next_entry::<String, String>()? {
                     if names.insert(tensor.clone(), shard).is_some() {
-                        return Err(de::Error::custom(format_args!("tensor {tensor} is named twice")));
+                        return Err(de::Error::custom(format_args!("tensor {} is named twice", shown_name(&tensor))));
                     }
                 }
                 Ok(WeightMap(names))
@@ -88,10 +88,11 @@ impl Index {
         for (shard, n_tensors) in &tensors {
             // Lexically: the shards may be links to anywhere, as in the Hugging Face cache.
             let inside = !shard.is_empty()
+                && !shard.contains(char::is_control)
                 && Path::new(shard).components().all(|component| matches!(component, Component::Normal(_)));
             if !inside {
-                let shown = crate::fence::one_line(shard);
-                return Err(Error::file(&path, format!("expected file names inside its folder, found {shown:?}")));
+                let shown = shown_name(shard);
+                return Err(Error::file(&path, format!("expected file names inside its folder, found `{shown}`")));
             }
             if !files.contains(shard) {
                 missing.push((*shard, *n_tensors));
@@ -121,7 +122,7 @@ impl Index {
             if found != shard {
                 return Err(Error::Tensor {
                     path: self.path.clone(),
-                    tensor: tensor.clone(),
+                    tensor: shown_name(tensor),
                     expected: format!("in {shard}"),
                     found: format!("in {found}"),
                 });
@@ -136,7 +137,7 @@ impl Index {
         match tensors.iter().find(|(name, _)| !self.weight_map.contains_key(*name)) {
             Some((name, stored)) => Err(Error::Tensor {
                 path: self.path.clone(),
-                tensor: name.clone(),
+                tensor: shown_name(name),
                 expected: "to be named by the index".to_owned(),
                 found: format!("only in {}", self.shards.get(stored.shard).map_or("", String::as_str)),
             }),

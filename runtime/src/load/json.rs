@@ -38,11 +38,16 @@ pub(crate) fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Valu
 
 /// The error of a text that does not parse.
 pub(crate) fn syntax_error(path: &Path, error: &serde_json::Error) -> Error {
-    let message = crate::fence::one_line(&error.to_string());
+    let message = syntax_message(error);
     if message.starts_with("recursion limit exceeded") {
         return Error::file(path, format!("is nested too deeply (at line {})", error.line()));
     }
     Error::file(path, format!("is not valid JSON: {message}"))
+}
+
+/// What a parser says, which may quote its text, on one line.
+pub(crate) fn syntax_message(error: &serde_json::Error) -> String {
+    shown_name(&crate::fence::one_line(&error.to_string()))
 }
 
 /// A value as it stands in its file, cut to a length that fits a message.
@@ -53,13 +58,31 @@ pub(crate) fn shortened(value: &Value) -> String {
         Value::Array(items) if items.len() > LONGEST => format!("a list of {} values", items.len()),
         Value::Object(map) if map.len() > LONGEST => format!("an object of {} keys", map.len()),
         _ => {
-            let text = value.to_string();
+            let text = shown_name(&value.to_string());
             match text.char_indices().nth(LONGEST) {
                 Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
                 None => text,
             }
         }
     }
+}
+
+/// A name out of a file as a message shows it: of bounded length, and without characters that move the cursor.
+pub(crate) fn shown_name(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let mut shown = String::new();
+    for (i, character) in name.chars().enumerate() {
+        if i == LONGEST {
+            shown.push('…');
+            break;
+        }
+        if character.is_control() {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
 }
 
 /// Puts quotes around numbers outside of texts that are not finite.

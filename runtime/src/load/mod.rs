@@ -12,7 +12,7 @@ mod content;
 mod files;
 mod header;
 mod index;
-mod json;
+pub(crate) mod json;
 mod memory;
 mod shards;
 

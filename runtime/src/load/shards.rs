@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use crate::load::files::ModelFiles;
 use crate::load::index::{INDEX_NAME, Index};
+use crate::load::json::shown_name;
 
 /// The files that hold a model's weights.
 pub(crate) struct WeightFiles {
@@ -186,7 +187,7 @@ pub(crate) fn first_few<'a>(names: impl Iterator<Item = &'a str>) -> String {
         if i > 0 {
             shown.push_str(", ");
         }
-        shown.push_str(name);
+        shown.push_str(&shown_name(name));
     }
     shown
 }

@@ -277,7 +277,7 @@ pub struct Attention {
 #[derive(Debug, Clone)]
 pub enum Mlp {
     /// One network for every token.
-    Dense(FeedForward),
+    Dense(Box<FeedForward>),
     /// A few of many networks for each token.
     Experts {
         /// [n_experts, hidden_size].
@@ -287,6 +287,13 @@ pub enum Mlp {
         /// The experts.
         experts: Vec<FeedForward>,
     },
+}
+
+impl Mlp {
+    /// One network for every token.
+    pub fn dense(network: FeedForward) -> Mlp {
+        Mlp::Dense(Box::new(network))
+    }
 }
 
 /// down(act(gate x) * (up x)), or down(act(up x)) without a gate.

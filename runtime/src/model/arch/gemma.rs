@@ -88,7 +88,7 @@ fn spec(family: &Family, config: &Config, checkpoint: &Checkpoint, sizes: Sizes)
             key_norm: (family.generation == 3).then(|| head_norm("k_norm")),
             ..names.attention(&format!("{name}.self_attn"), "o_proj", &sizes, bias, bias)
         };
-        let mlp = Mlp::Dense(names.gated(&format!("{name}.mlp"), &sizes, activation, false));
+        let mlp = Mlp::dense(names.gated(&format!("{name}.mlp"), &sizes, activation, false));
         if family.generation == 1 {
             return sequential(hidden_norm("input_layernorm"), attention, hidden_norm("post_attention_layernorm"), mlp);
         }

@@ -59,7 +59,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
             activation,
         };
         let norm = |kind: &str| names.layer_norm(&format!("{name}.{kind}"), hidden, eps, true);
-        sequential(norm("ln_1"), attention, norm("ln_2"), Mlp::Dense(mlp))
+        sequential(norm("ln_1"), attention, norm("ln_2"), Mlp::dense(mlp))
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
     let positions = Positions { weight: names.matrix("wpe", sizes.max_position, hidden), offset: 0 };

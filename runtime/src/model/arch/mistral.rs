@@ -31,7 +31,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
             names.rms_norm(&format!("{name}.input_layernorm"), sizes.hidden, eps),
             Attention { window, ..attention },
             names.rms_norm(&format!("{name}.post_attention_layernorm"), sizes.hidden, eps),
-            Mlp::Dense(names.gated(&format!("{name}.mlp"), &sizes, activation, false)),
+            Mlp::dense(names.gated(&format!("{name}.mlp"), &sizes, activation, false)),
         )
     };
     let layers = (0..sizes.n_layers).map(layer).collect();

@@ -18,6 +18,7 @@ mod rope;
 mod stablelm;
 
 use crate::error::{Error, Result};
+use crate::load::json::shown_name;
 use crate::load::{Checkpoint, Config};
 use crate::model::spec::Spec;
 
@@ -67,7 +68,7 @@ pub fn spec_from(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
         (None, None) => return Err(config.error("architectures", "the name of the model's class, or a model_type")),
     };
     let Some((_, _, spec)) = found else {
-        let name = crate::fence::one_line(classes.first().copied().or(model_type).unwrap_or_default());
+        let name = shown_name(classes.first().copied().or(model_type).unwrap_or_default());
         let known = supported_architectures().collect::<Vec<_>>().join(", ");
         let what = format!("architecture {name}; supported are {known}");
         return Err(Error::Unsupported { path: config.path().to_owned(), what });
@@ -81,7 +82,7 @@ fn refuse_quantized(config: &Config) -> Result<()> {
         let Some(section) = config.optional_section(key)? else { continue };
         let bitsandbytes = section.flag("load_in_4bit", false)? || section.flag("load_in_8bit", false)?;
         let method = match section.optional_text("quant_method")? {
-            Some(method) => crate::fence::one_line(method),
+            Some(method) => shown_name(method),
             None if bitsandbytes => "bitsandbytes".to_owned(),
             None => "an unnamed method".to_owned(),
         };

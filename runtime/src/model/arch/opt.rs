@@ -47,7 +47,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
             activation,
         };
         let norms = (norm(&format!("{name}.self_attn_layer_norm")), norm(&format!("{name}.final_layer_norm")));
-        let layer = sequential(norms.0, attention, norms.1, Mlp::Dense(mlp));
+        let layer = sequential(norms.0, attention, norms.1, Mlp::dense(mlp));
         if norm_before {
             return layer;
         }

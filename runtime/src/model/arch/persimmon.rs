@@ -59,7 +59,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
             names.layer_norm(&format!("{name}.input_layernorm"), hidden, eps, true),
             attention,
             names.layer_norm(&format!("{name}.post_attention_layernorm"), hidden, eps, true),
-            Mlp::Dense(mlp),
+            Mlp::dense(mlp),
         )
     };
     let layers = (0..sizes.n_layers).map(layer).collect();

@@ -40,7 +40,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
             activation,
         };
         let norm = names.layer_norm(&format!("{name}.input_layernorm"), sizes.hidden, eps, true);
-        parallel(norm, attention, Mlp::Dense(mlp))
+        parallel(norm, attention, Mlp::dense(mlp))
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
     let embedding = names.embedding("embed_tokens", sizes.vocab, sizes.hidden);

@@ -53,7 +53,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
             names.rms_norm(&format!("{name}.input_layernorm"), hidden, eps),
             attention,
             names.rms_norm(&format!("{name}.post_attention_layernorm"), hidden, eps),
-            Mlp::Dense(mlp),
+            Mlp::dense(mlp),
         )
     };
     let layers = (0..sizes.n_layers).map(layer).collect();

@@ -63,7 +63,7 @@ fn spec(
             names.rms_norm(&format!("{name}.input_layernorm"), sizes.hidden, eps),
             attention,
             names.rms_norm(&format!("{name}.post_attention_layernorm"), sizes.hidden, eps),
-            Mlp::Dense(names.gated(&format!("{name}.mlp"), sizes, activation, false)),
+            Mlp::dense(names.gated(&format!("{name}.mlp"), sizes, activation, false)),
         )
     };
     let layers = slides.into_iter().enumerate().map(layer).collect();

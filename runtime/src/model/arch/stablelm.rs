@@ -49,7 +49,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
             key_norm: qk_layernorm.then(|| head_norms("k_layernorm", sizes.n_kv_heads)),
             ..names.attention(&format!("{name}.self_attn"), "o_proj", &sizes, qkv_bias, false)
         };
-        let mlp = Mlp::Dense(names.gated(&format!("{name}.mlp"), &sizes, activation, false));
+        let mlp = Mlp::dense(names.gated(&format!("{name}.mlp"), &sizes, activation, false));
         let norm = |kind: &str| names.layer_norm(&format!("{name}.{kind}"), sizes.hidden, eps, true);
         if is_parallel {
             parallel(norm("input_layernorm"), attention, mlp)
