@@ -464,3 +464,23 @@ fn loading_reports_progress_up_to_its_total() {
     Model::load(demo(), options).expect("the demo model loads");
     assert!(last.load(Ordering::Relaxed) > 10_000_000, "the demo model has 11 MB of weights");
 }
+
+#[test]
+fn memory_is_refused_with_numbers_and_a_full_cache_leaves_sessions_usable() {
+    let with = |memory| Model::load(demo(), LoadOptions { memory: Some(memory), ..exact() });
+    let error = with(15_000_000).expect_err("11 MB of weights and 8 MB of scratch");
+    assert!(matches!(error, Error::Memory(_)) && error.to_string().contains("--q4"), "{error}");
+    let whole = with(1 << 40).expect("a terabyte is enough");
+    // Room for the cache of one sequence as long as the context.
+    let model = with(whole.memory_plan().total()).expect("what the plan says is enough");
+    assert_eq!(model.context(), whole.context());
+    let mut first = model.session();
+    first.prefill(&vec![300; model.context() - 10]).expect("one sequence fits");
+    let mut second = model.session();
+    let error = second.prefill(&[301; 40]).expect_err("no room for another");
+    assert!(matches!(error, Error::Memory(_)), "{error}");
+    assert!(second.tokens().is_empty());
+    assert_eq!(answer(&mut first, greedy(10)).ids.len(), 10);
+    drop(first);
+    second.prefill(&[301; 40]).expect("the first session has given its blocks back");
+}

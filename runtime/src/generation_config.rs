@@ -5,16 +5,35 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::load::ModelFiles;
 use crate::sampling::SamplingOptions;
+
+/// The largest config.json or generation_config.json.
+pub(crate) const LARGEST_CONFIG: u64 = 1 << 20;
 
 /// The key of the end tokens, in config.json and in generation_config.json.
 const EOS: &str = "eos_token_id";
 
+/// The end tokens that config.json and generation_config.json name, and the sampling that the latter asks for, or the
+/// default.
+pub(crate) fn read(files: &ModelFiles) -> Result<(Vec<u32>, SamplingOptions)> {
+    let (mut ids, mut options) = (Vec::new(), None);
+    for name in ["config.json", "generation_config.json"] {
+        let Some(json) = files.read_json(name, LARGEST_CONFIG)? else { continue };
+        let path = files.path(name);
+        if !json.is_object() {
+            return Err(Error::file(&path, "expected a JSON object"));
+        }
+        ids.extend(end_tokens(&path, &json)?);
+        if name == "generation_config.json" {
+            options = sampling(&path, &json)?;
+        }
+    }
+    Ok((ids, options.unwrap_or_default()))
+}
+
 /// The end tokens that a JSON file names: a number or a list of numbers. Negative ones mean none.
-///
-/// # Errors
-/// [`Error::Config`] if the value is anything else.
-pub(crate) fn end_tokens(path: &Path, json: &Value) -> Result<Vec<u32>> {
+fn end_tokens(path: &Path, json: &Value) -> Result<Vec<u32>> {
     let refuse = |found: &Value| wrong(path, EOS, found, "a token id or a list of token ids");
     let id = |value: &Value| match value.as_i64() {
         Some(negative) if negative < 0 => Ok(None),
@@ -30,10 +49,7 @@ pub(crate) fn end_tokens(path: &Path, json: &Value) -> Result<Vec<u32>> {
 
 /// The sampling that generation_config.json asks for: nothing if it does not say `do_sample`. What it leaves out has
 /// the reference library's defaults: temperature 1, top-k 50, no other filter and no penalty.
-///
-/// # Errors
-/// [`Error::Config`] for a value out of range.
-pub(crate) fn sampling(path: &Path, json: &Value) -> Result<Option<SamplingOptions>> {
+fn sampling(path: &Path, json: &Value) -> Result<Option<SamplingOptions>> {
     match json.get("do_sample") {
         Some(Value::Bool(true)) => {}
         None | Some(Value::Null | Value::Bool(false)) => return Ok(None),

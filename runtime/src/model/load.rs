@@ -20,12 +20,8 @@ use crate::generation_config;
 use crate::kv_cache::{KvPool, group_layers};
 use crate::load::{Checkpoint, Config, Dtype, ModelFiles, PlanOptions, available_memory, check_tensors, plan_memory};
 use crate::options::{LoadOptions, Progress};
-use crate::sampling::SamplingOptions;
 use crate::stop::StopTokens;
 use crate::text_files::{Companion, TOKENIZER};
-
-/// config.json and generation_config.json.
-const LARGEST_CONFIG: u64 = 1 << 20;
 
 /// Multiply-adds of a chunk of prefill: about a second of work for a small machine, which is how long a cancelled
 /// prefill may go on.
@@ -59,21 +55,7 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
         let problem = format!("expected ids below {expected}, the rows of the embedding, found id {}", found - 1);
         return Err(Error::Tokenizer { path: tokenizer.path().to_owned(), problem });
     }
-    let mut end_tokens = Vec::new();
-    let mut sampling_defaults = SamplingOptions::default();
-    for name in ["config.json", "generation_config.json"] {
-        if let Some(json) = files.read_json(name, LARGEST_CONFIG)? {
-            if !json.is_object() {
-                return Err(Error::file(&files.path(name), "expected a JSON object"));
-            }
-            end_tokens.extend(generation_config::end_tokens(&files.path(name), &json)?);
-            if name == "generation_config.json"
-                && let Some(sampling) = generation_config::sampling(&files.path(name), &json)?
-            {
-                sampling_defaults = sampling;
-            }
-        }
-    }
+    let (mut end_tokens, sampling_defaults) = generation_config::read(files)?;
     if let Some(tokenizer) = tokenizer.usable() {
         end_tokens.extend(tokenizer.eos_id());
         end_tokens.extend(chat_template.usable().and_then(|template| template.end_of_turn(tokenizer)));
@@ -95,8 +77,9 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
         },
     )?;
     let (groups, slots) = group_layers(&spec, kv);
-    let weights = load_weights(&spec, &checkpoint, options, threads)?;
+    // Before the weights, which take longer: the system may not give so many threads.
     let team = Team::new(threads, Isa::from_env()?)?;
+    let weights = load_weights(&spec, &checkpoint, options, threads)?;
     let backend = Backend::Cpu(CpuBackend::new(Arc::clone(&spec), weights, slots.clone(), team));
     let room = |available: u64| available.saturating_sub(memory_plan.weights).saturating_sub(memory_plan.scratch);
     let pool = KvPool::new(groups, memory_plan.available.map_or(u64::MAX, room));
@@ -127,6 +110,7 @@ fn usable_threads() -> usize {
 
 /// Loads the weights and reports progress in order, whatever threads it comes from.
 fn load_weights(spec: &Spec, checkpoint: &Checkpoint, options: &LoadOptions, threads: usize) -> Result<Weights> {
+    let threads = threads.min(usable_threads());
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("load {index}"))
@@ -178,7 +162,7 @@ fn fingerprint(files: &ModelFiles, checkpoint: &Checkpoint, options: &LoadOption
     const SAMPLED_TENSORS: usize = 256;
     const SAMPLED_BYTES: usize = 64;
     let mut checksum = Checksum::new();
-    if let Some(file) = files.read("config.json", LARGEST_CONFIG)? {
+    if let Some(file) = files.read("config.json", generation_config::LARGEST_CONFIG)? {
         checksum.update(&file.bytes);
     }
     checksum.update(format!("{:?}", options.weights).as_bytes());
