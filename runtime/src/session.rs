@@ -109,7 +109,7 @@ impl Session {
         Ok(tokens.len().saturating_sub(self.work.n_tokens - before))
     }
 
-    /// The logits of the last token, [vocab_size]. `None` in an empty session, after [`Self::truncate`], and for a
+    /// The logits of the last token, `[vocab_size]`. `None` in an empty session, after [`Self::truncate`], and for a
     /// token that was just drawn; `prefill(&[])` computes them.
     pub fn logits(&self) -> Option<&[f32]> {
         (!self.logits.is_empty()).then_some(self.logits.as_slice())

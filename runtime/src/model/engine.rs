@@ -76,7 +76,7 @@ impl Logits {
         self.values.len() / self.vocab_size
     }
 
-    /// The logits of one row, [vocab_size].
+    /// The logits of one row, `[vocab_size]`.
     ///
     /// # Panics
     /// If there is no such row.

@@ -125,7 +125,7 @@ pub struct Vector {
 pub struct Linear {
     /// The weight.
     pub weight: Matrix,
-    /// The bias, [rows].
+    /// The bias, `[rows]`.
     pub bias: Option<Vector>,
 }
 
