@@ -177,7 +177,7 @@ fn tensors_that_do_not_fit_the_config_are_refused() {
         (
             "vocab_size",
             "100",
-            "tensor model.embed_tokens.weight: expected shape [100, 32] by config.json, found [101, 32]",
+            "tensor model.embed_tokens.weight: expected shape [100, 32] by config.json, found shape [101, 32]",
         ),
         ("intermediate_size", "57", "tensor model.layers.0.mlp.gate_proj.weight: expected shape [57, 32]"),
         ("num_hidden_layers", "3", "9 tensors are missing: model.layers.2."),

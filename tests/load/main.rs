@@ -6,6 +6,7 @@ mod bad_headers;
 mod bad_indexes;
 mod golden_specs;
 mod places;
+mod published_configs;
 
 use std::path::{Path, PathBuf};
 

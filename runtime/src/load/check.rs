@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::error::{Error, Result};
 use crate::load::Checkpoint;
+use crate::load::header::shown_shape;
 use crate::load::shards::first_few;
 use crate::model::spec::Spec;
 use crate::model::walk::{Parameter, for_each_parameter};
@@ -55,7 +56,7 @@ pub fn check_tensors(spec: &Spec, checkpoint: &Checkpoint) -> Result<Checked> {
 fn mismatch(checkpoint: &Checkpoint, name: &str, expected: &[usize]) -> Option<Error> {
     let (shape, dtype) = (checkpoint.shape(name)?, checkpoint.dtype(name)?);
     let (expected, found) = if shape != expected {
-        (format!("shape {expected:?} by config.json"), format!("{shape:?}"))
+        (format!("shape {expected:?} by config.json"), shown_shape(shape))
     } else if dtype.element_type().is_none() {
         ("type F32, F16 or BF16".to_owned(), format!("{dtype}, which is unsupported for weights"))
     } else {

@@ -220,7 +220,8 @@ fn check_cover(path: &Path, entries: &BTreeMap<String, Entry>, data_start: usize
     Ok(())
 }
 
-fn shown_shape(shape: &[u64]) -> String {
+/// A shape as a message shows it: a file may claim a million dimensions.
+pub(crate) fn shown_shape(shape: &[impl fmt::Debug]) -> String {
     match shape.get(..8) {
         Some(first) if shape.len() > 8 => format!("{} dimensions, first {first:?}", shape.len()),
         _ => format!("shape {shape:?}"),

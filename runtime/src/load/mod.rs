@@ -10,7 +10,7 @@ mod checkpoint;
 mod config;
 mod content;
 mod files;
-mod header;
+pub(crate) mod header;
 mod index;
 pub(crate) mod json;
 mod memory;

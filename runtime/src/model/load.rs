@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::generation_config;
 use crate::kv_cache::{KvPool, group_layers};
 use crate::load::{Checkpoint, Config, Dtype, ModelFiles, PlanOptions, available_memory, check_tensors, plan_memory};
-use crate::options::{LoadOptions, Progress};
+use crate::options::{LoadOptions, Progress, WeightFormat};
 use crate::stop::StopTokens;
 use crate::text_files::{Companion, TOKENIZER};
 
@@ -64,6 +64,8 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
     let threads = options.threads.unwrap_or_else(usable_threads);
     let kv = options.kv_type(stored_bf16(&spec, &checkpoint));
     let prefill_chunk = prefill_chunk(&spec);
+    // Weights that stay where they are mapped are taken already.
+    let mapped = if options.weights == WeightFormat::AsStored { checkpoint.total_bytes() } else { 0 };
     let memory_plan = plan_memory(
         &spec,
         &checkpoint,
@@ -73,7 +75,7 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
             context: options.context,
             beyond_context: options.beyond_context,
             chunk: prefill_chunk,
-            available: options.memory.or_else(|| available_memory(checkpoint.total_bytes())),
+            available: options.memory.or_else(|| available_memory(mapped)),
         },
     )?;
     let (groups, slots) = group_layers(&spec, kv);

@@ -6,6 +6,7 @@ use infer_kernels::cpu::moe::Routing;
 
 use crate::error::{Error, Result};
 use crate::load::Config;
+use crate::load::header::shown_shape;
 use crate::model::arch::parts::{Names, Sizes};
 use crate::model::spec::{FeedForward, Linear, Matrix, Mlp, Part};
 
@@ -38,7 +39,7 @@ impl Experts<'_> {
                     path: names.checkpoint.file_of(&gate_up).to_owned(),
                     tensor: gate_up,
                     expected: format!("num_local_experts {n_experts} as the first dimension"),
-                    found: format!("shape {shape:?}"),
+                    found: shown_shape(shape),
                 });
             }
             let router = format!("{layer}.mlp.{}", self.fused_router);

@@ -28,6 +28,8 @@ type Architecture = (&'static str, &'static str, fn(&Config, &Checkpoint) -> Res
 /// What can be run.
 const ARCHITECTURES: &[Architecture] = &[
     ("LlamaForCausalLM", "llama", llama::spec),
+    // As the first checkpoints of Llama spell it.
+    ("LLaMAForCausalLM", "llama", llama::spec),
     ("MistralForCausalLM", "mistral", mistral::spec),
     ("MixtralForCausalLM", "mixtral", mixtral::spec),
     ("PhiForCausalLM", "phi", phi::spec),

@@ -31,7 +31,10 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
     if n_experts < 2 {
         return Err(config.error("num_local_experts", "at least the 2 experts that SparseMixer chooses"));
     }
-    let jitter = config.positive("router_jitter_noise", 0.01)? as f32;
+    let jitter = config.optional_number("router_jitter_noise")?.unwrap_or(0.01) as f32;
+    if jitter < 0.0 {
+        return Err(config.error("router_jitter_noise", "zero or more"));
+    }
     let facts = RopeFacts { has_mscales: true, ..RopeFacts::new(sizes.head_dim, 1e6, sizes.max_position) };
     let rope = rope(config, &facts)?;
     let names = Names::new(config, checkpoint, &["model.", ""], "embed_tokens.weight");
