@@ -181,7 +181,7 @@ fn quantized_weights_change_the_demo_models_predictions_little() {
     let exact_model = load(&demo(), exact());
     let tokens = exact_model.tokenizer().and_then(|tokenizer| tokenizer.encode(TEXT, AddSpecial::Yes)).expect("ids");
     let reference = exact_model.session().forward(&tokens).expect("a forward pass");
-    for (weights, most) in [(WeightFormat::Int8, 0.002), (WeightFormat::Int4, 0.08)] {
+    for (weights, most) in [(WeightFormat::Int8, 0.0005), (WeightFormat::Int4, 0.03)] {
         let model = load(&demo(), LoadOptions { weights, ..exact() });
         let found = model.session().forward(&tokens).expect("a forward pass");
         let divergence = |row| {

@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use infer_runtime::{
-    Compute, Event, GenerateOptions, LoadOptions, Logits, Model, SamplingOptions, Session, StopReason, StopTokens,
+    AddSpecial, Compute, Event, GenerateOptions, LoadOptions, Logits, Model, SamplingOptions, Session, StopReason,
+    StopTokens,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -64,6 +65,23 @@ pub fn answer(session: &mut Session, options: GenerateOptions) -> Answer {
         }
     }
     panic!("the generation has no last event")
+}
+
+/// The ids of a text.
+pub fn encode(model: &Model, text: &str) -> Vec<u32> {
+    model.tokenizer().and_then(|tokenizer| tokenizer.encode(text, AddSpecial::Yes)).expect("ids")
+}
+
+/// A session that has read a text.
+pub fn session_with(model: &Model, text: &str) -> Session {
+    let mut session = model.session();
+    session.prefill(&encode(model, text)).expect("prefill");
+    session
+}
+
+/// The bits of logits, for comparing them exactly.
+pub fn bits(logits: Option<&[f32]>) -> Vec<u32> {
+    logits.expect("logits are known").iter().map(|logit| logit.to_bits()).collect()
 }
 
 /// A file of expected tensors.
