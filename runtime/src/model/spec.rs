@@ -120,11 +120,13 @@ pub struct Vector {
     pub len: usize,
 }
 
-/// y = W x + b.
+/// y = W x + b, with W = weight, or W = weight * inner for a weight that is stored as two thin factors.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// The weight.
+    /// The weight, `[rows, in]`; of a factored one the left factor, `[rows, rank]`.
     pub weight: Matrix,
+    /// The right factor of a factored weight, `[rank, in]`.
+    pub inner: Option<Matrix>,
     /// The bias, `[rows]`.
     pub bias: Option<Vector>,
 }

@@ -67,7 +67,7 @@ fn feed_forward<'a>(network: &'a FeedForward, visit: &mut dyn FnMut(Parameter<'a
 
 fn linears<'a>(linears: impl IntoIterator<Item = &'a Linear>, role: Role, visit: &mut dyn FnMut(Parameter<'a>)) {
     for linear in linears {
-        visit(Parameter::Matrix(&linear.weight, role));
+        linear.inner.iter().chain([&linear.weight]).for_each(|matrix| visit(Parameter::Matrix(matrix, role)));
         if let Some(bias) = &linear.bias {
             visit(Parameter::Vector(bias));
         }

@@ -151,7 +151,12 @@ impl Loader<'_> {
 
     fn linear(&mut self, linear: &spec::Linear, role: Role) -> Result<Linear> {
         let bias = linear.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
-        Ok(Linear { weight: Weight::Matrix(self.matrix(&linear.weight, role)?), bias })
+        let matrix = self.matrix(&linear.weight, role)?;
+        let weight = match &linear.inner {
+            None => Weight::Matrix(matrix),
+            Some(inner) => Weight::Factored { inner: self.matrix(inner, role)?, outer: matrix },
+        };
+        Ok(Linear { weight, bias })
     }
 
     fn norm(&mut self, norm: &Option<spec::Norm>) -> Result<Option<Norm>> {

@@ -86,6 +86,7 @@ impl Experts<'_> {
                 rows,
                 cols,
             },
+            inner: None,
             bias: None,
         };
         FeedForward {

@@ -30,6 +30,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
         let weight = Matrix { part, rows, ..names.matrix(&name, stored_rows, cols) };
         Linear {
             weight: Matrix { shape: vec![cols, stored_rows], ..weight },
+            inner: None,
             bias: Some(Vector { part: Part::Rows { start }, len: rows, ..bias }),
         }
     };

@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::load::{Checkpoint, Config};
 use crate::model::arch::parts::{Names, Sizes, activation, decoder, divide_heads, n_layers, sequential};
-use crate::model::spec::{Attention, Embedding, FeedForward, Layer, Linear, Mlp, Norm, Positions, Spec};
+use crate::model::spec::{Attention, Embedding, FeedForward, Layer, Mlp, Norm, Positions, Spec};
 
 /// What is added to the variance: this family's config has no key for it.
 const EPS: f64 = 1e-5;
@@ -60,10 +60,9 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
         }
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
-    let plain = |name: &str, rows: usize, cols: usize| Linear { weight: names.matrix(name, rows, cols), bias: None };
     let n_positions = sizes.max_position + FIRST_POSITION;
     let embedding = Embedding {
-        project_in: (width != hidden).then(|| plain("project_in", hidden, width)),
+        project_in: (width != hidden).then(|| names.linear("project_in", hidden, width, false)),
         positions: Some(Positions {
             weight: names.matrix("embed_positions", n_positions, hidden),
             offset: FIRST_POSITION,
@@ -76,7 +75,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
     let spec = decoder("OPTForCausalLM", &sizes, embedding, head, Vec::new(), layers, final_norm);
     Ok(Spec {
         final_norm: spec.final_norm.filter(|_| has_final_norm),
-        project_out: (width != hidden).then(|| plain("project_out", width, hidden)),
+        project_out: (width != hidden).then(|| names.linear("project_out", width, hidden, false)),
         ..spec
     })
 }

@@ -148,10 +148,19 @@ impl<'a> Names<'a> {
         Vector { tensors: vec![self.tensor(name)], shape: vec![len], part: Part::Whole, len }
     }
 
-    /// `name.weight` [rows, cols] and `name.bias`.
+    /// `name.weight` [rows, cols] and `name.bias`. Instead of its weight a checkpoint may have two factors of it,
+    /// `name.A.weight` [rows, rank] and `name.B.weight` [rank, cols], whose product is the weight.
     pub fn linear(&self, name: &str, rows: usize, cols: usize, bias: bool) -> Linear {
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), rows));
-        Linear { weight: self.matrix(name, rows, cols), bias }
+        let weight = self.matrix(name, rows, cols);
+        let outer = format!("{name}.A");
+        match self.checkpoint.shape(&self.tensor(&format!("{outer}.weight"))) {
+            Some(&[_, rank]) if rank > 0 && !self.checkpoint.contains(&weight.tensor) => {
+                let inner = self.matrix(&format!("{name}.B"), rank, cols);
+                Linear { weight: self.matrix(&outer, rows, rank), inner: Some(inner), bias }
+            }
+            _ => Linear { weight, inner: None, bias },
+        }
     }
 
     /// Rows from `start` of a linear that is stored together with others, `total` rows in all.
@@ -160,6 +169,7 @@ impl<'a> Names<'a> {
         let part = Part::Rows { start };
         Linear {
             weight: Matrix { part, rows, ..whole.weight },
+            inner: whole.inner,
             bias: whole.bias.map(|bias| Vector { part, len: rows, ..bias }),
         }
     }
@@ -192,7 +202,7 @@ impl<'a> Names<'a> {
         };
         let bias =
             bias.map(|name| Vector { tensors: vec![name.to_owned()], shape: vec![rows], part: Part::Whole, len: rows });
-        Linear { weight, bias }
+        Linear { weight, inner: None, bias }
     }
 
     /// Attention whose projections are stored one by one under `name`, without window, cap and norms.

@@ -37,6 +37,7 @@ pub(super) fn spec(config: &Config, checkpoint: &Checkpoint) -> Result<Spec> {
             let part = Part::HeadThirds { index, head_dim };
             Linear {
                 weight: Matrix { part, rows: hidden, ..whole.weight },
+                inner: whole.inner,
                 bias: whole.bias.map(|bias| Vector { part, len: hidden, ..bias }),
             }
         };
