@@ -248,11 +248,11 @@ impl CpuPass<'_> {
     }
 
     pub fn attention_output(&mut self, layer: usize) {
-        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let CpuPass { crew, backend, buffers, .. } = self;
         let weights = &backend.weights.layers[layer];
         let Buffers { attended, x, normed, branch, projection, .. } = &mut **buffers;
         let post_norm = weights.post_attention_norm.as_ref();
-        project_onto(crew, attended, batch.n_rows(), &weights.output, post_norm, x, branch, projection);
+        project_onto(crew, attended, &weights.output, post_norm, x, branch, projection);
         if weights.attention_output_norm.is_some() {
             normalize(crew, weights.attention_output_norm.as_ref(), backend.spec.hidden_size, x, normed);
             std::mem::swap(x, normed);
@@ -271,20 +271,20 @@ impl CpuPass<'_> {
 
     pub fn mlp_input(&mut self, layer: usize) {
         self.mlp_norm(layer);
-        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let CpuPass { crew, backend, buffers, .. } = self;
         let spec::Mlp::Dense(network) = &backend.spec.layers[layer].mlp else { return };
         let MlpWeights::Dense(weights) = &backend.weights.layers[layer].mlp else { return };
         let Buffers { normed, gate_up, activated, projection, .. } = &mut **buffers;
-        feed_forward_input(crew, network, weights, normed, batch.n_rows(), gate_up, activated, projection);
+        feed_forward_input(crew, network, weights, normed, gate_up, activated, projection);
     }
 
     pub fn mlp_output(&mut self, layer: usize) {
-        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let CpuPass { crew, backend, buffers, .. } = self;
         let weights = &backend.weights.layers[layer];
         let MlpWeights::Dense(network) = &weights.mlp else { return };
         let Buffers { activated, x, branch, projection, .. } = &mut **buffers;
         let post_norm = weights.post_mlp_norm.as_ref();
-        project_onto(crew, activated, batch.n_rows(), &network.down, post_norm, x, branch, projection);
+        project_onto(crew, activated, &network.down, post_norm, x, branch, projection);
         self.mlp_output_norm(layer);
     }
 
@@ -349,7 +349,7 @@ impl CpuPass<'_> {
             if n_rows == 0 {
                 continue;
             }
-            feed_forward_input(crew, network, network_weights, gathered, n_rows, gate_up, activated, projection);
+            feed_forward_input(crew, network, network_weights, gathered, gate_up, activated, projection);
             expert_output.resize(n_rows * hidden_size, 0.0);
             project(crew, activated, n_rows, &[&network_weights.down], Store::Set, expert_output, projection);
             for ((index, _), output) in chosen().zip(expert_output.chunks_exact(hidden_size)) {
@@ -484,13 +484,13 @@ fn project(
 fn project_onto(
     crew: &Crew<'_>,
     input: &[f32],
-    n_rows: usize,
     linear: &Linear,
     post_norm: Option<&Norm>,
     x: &mut [f32],
     branch: &mut Vec<f32>,
     scratch: &mut ProjectionScratch,
 ) {
+    let n_rows = input.len() / linear.cols();
     if post_norm.is_none() {
         project(crew, input, n_rows, &[linear], Store::Add, x, scratch);
         return;
@@ -514,18 +514,17 @@ fn add_normed(crew: &Crew<'_>, norm: Option<&Norm>, width: usize, branch: &[f32]
 }
 
 /// activated = act(gate) * up, or act(up) for a network without a gate.
-#[expect(clippy::too_many_arguments)]
 fn feed_forward_input(
     crew: &Crew<'_>,
     network: &spec::FeedForward,
     weights: &FeedForward,
     x: &[f32],
-    n_rows: usize,
     gate_up: &mut Vec<f32>,
     activated: &mut Vec<f32>,
     scratch: &mut ProjectionScratch,
 ) {
     let group: Vec<&Linear> = weights.input.iter().collect();
+    let n_rows = group.first().map_or(0, |linear| x.len() / linear.cols());
     let width = weights.down.cols();
     activated.resize(n_rows * width, 0.0);
     if network.gate.is_none() {

@@ -283,7 +283,7 @@ pub enum Mlp {
     /// A few of many networks for each token.
     Experts {
         /// [n_experts, hidden_size].
-        router: Linear,
+        router: Box<Linear>,
         /// How experts are chosen and weighted.
         routing: Routing,
         /// The experts.

@@ -49,7 +49,7 @@ pub(crate) fn for_each_parameter<'a>(spec: &'a Spec, visit: &mut dyn FnMut(Param
         match &layer.mlp {
             Mlp::Dense(network) => feed_forward(network, visit),
             Mlp::Experts { router, experts, .. } => {
-                linears([router], Role::AsStored, visit);
+                linears([router.as_ref()], Role::AsStored, visit);
                 experts.iter().for_each(|expert| feed_forward(expert, visit));
             }
         }

@@ -60,7 +60,7 @@ impl Experts<'_> {
 
     fn mixture(&self, router: &str, expert: impl Fn(usize) -> FeedForward) -> Result<Mlp> {
         Ok(Mlp::Experts {
-            router: self.names.linear(router, self.n_experts, self.sizes.hidden, false),
+            router: Box::new(self.names.linear(router, self.n_experts, self.sizes.hidden, false)),
             routing: self.routing,
             experts: (0..self.n_experts).map(expert).collect(),
         })
