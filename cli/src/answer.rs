@@ -45,11 +45,12 @@ pub fn run(cli: &Cli, prompt: &str, interrupts: &Interrupts) -> Result<()> {
     }
     if cli.model.verbose {
         terminal::note(&format!(
-            "prompt {} tokens, {:.1} tok/s; answer {} tokens, {:.1} tok/s",
+            "prompt {} tokens, {:.1} tok/s; answer {} tokens, {:.1} tok/s; seed {}",
             turn.prompt_tokens,
             rate(turn.prefilled(), turn.prefill),
             turn.ids.len(),
             rate(turn.ids.len(), turn.decode),
+            turn.seed,
         ));
     }
     match turn.reason {
@@ -72,6 +73,7 @@ fn object(turn: &Turn, load: Duration) -> Value {
         "reason": reason(&turn.reason),
         "prompt_tokens": turn.prompt_tokens,
         "tokens": turn.ids.len(),
+        "seed": turn.seed,
         "timings": {
             "load_s": load.as_secs_f64(),
             "prefill_s": turn.prefill.as_secs_f64(),

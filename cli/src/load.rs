@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use infer_runtime::{Compute, KvType, LoadOptions, Model, WeightFormat};
+use infer_kernels::Isa;
+use infer_runtime::{Compute, KvType, LoadOptions, Model, Outline, WeightFormat};
 
 use crate::args::{ComputeArg, KvArg, ModelArgs};
 use crate::demo;
@@ -38,6 +39,14 @@ pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
     })
 }
 
+/// Reads and checks all but the weights.
+pub fn outline(args: &ModelArgs, options: LoadOptions) -> Result<Outline> {
+    Ok(match &args.model {
+        Some(path) => Outline::open(path, options)?,
+        None => Outline::from_bytes(demo::files(), options)?,
+    })
+}
+
 /// Loads the model for text, and says so if it is the one inside the program.
 pub fn for_text(args: &ModelArgs) -> Result<Model> {
     if args.model.is_none() {
@@ -57,5 +66,22 @@ pub fn model(args: &ModelArgs, mut options: LoadOptions) -> Result<Model> {
         None => Model::from_bytes(demo::files(), options),
     };
     bar.finish_and_clear();
-    Ok(loaded?)
+    let model = loaded?;
+    if args.verbose {
+        describe(&model)?;
+    }
+    Ok(model)
+}
+
+/// What `-v` says of a model.
+fn describe(model: &Model) -> Result<()> {
+    terminal::note(&format!("architecture: {}", model.spec().architecture));
+    terminal::note(&format!("memory: {}", model.memory_plan()));
+    terminal::note(&format!("CPU instructions: {}", Isa::from_env()?.name()));
+    let unused = model.unused_tensors();
+    if !unused.is_empty() {
+        terminal::note(&format!("ignored tensors: {}", terminal::escape_controls(&unused.join(", "))));
+    }
+    terminal::note(&format!("stop tokens: {:?}", model.stop_tokens().ids()));
+    Ok(())
 }

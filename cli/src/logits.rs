@@ -12,7 +12,6 @@ use crate::exit::wrong_use;
 use crate::interrupt::Interrupts;
 use crate::load;
 use crate::out_file::OutFile;
-use crate::outline::Outline;
 
 /// Computes and writes.
 pub fn run(args: &LogitsArgs, model_args: &ModelArgs, interrupts: &Interrupts) -> Result<()> {
@@ -48,12 +47,13 @@ pub fn run(args: &LogitsArgs, model_args: &ModelArgs, interrupts: &Interrupts) -
 /// Looks at the request before the weights are loaded, which may take minutes. The prompt must fit the context;
 /// decoding may go on beyond it, unless the model has learned positions or `--ctx` says where to end.
 fn checked_options(args: &LogitsArgs, model_args: &ModelArgs) -> Result<LoadOptions> {
-    let spec = Outline::open(model_args)?.spec;
-    let (prompt, vocab_size) = (args.tokens.0.as_slice(), spec.vocab_size);
+    let mut options = load::options(model_args, Compute::F32)?;
+    let outline = load::outline(model_args, options.clone())?;
+    let (spec, prompt) = (outline.spec(), args.tokens.0.as_slice());
+    let vocab_size = spec.vocab_size;
     if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
         return Err(wrong_use(format!("--tokens: expected ids below {vocab_size}, the vocabulary's size, found {id}")));
     }
-    let mut options = load::options(model_args, Compute::F32)?;
     let own = spec.context_length.unwrap_or(usize::MAX);
     let context = options.context.unwrap_or(own).min(own);
     // The last token is chosen and not run through the model.

@@ -11,7 +11,6 @@ mod interrupt;
 mod load;
 mod logits;
 mod out_file;
-mod outline;
 mod output;
 mod prompt;
 mod sampling;

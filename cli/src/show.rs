@@ -5,36 +5,32 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use infer_runtime::load::TensorView;
 use infer_runtime::model::spec::{Attention, Mlp, Spec};
-use infer_runtime::{Compute, TextFiles};
+use infer_runtime::{Compute, MemoryPlan, Outline};
 use serde_json::{Value, json};
 
 use crate::args::{ModelArgs, ShowArgs};
-use crate::demo;
 use crate::load;
-use crate::outline::Outline;
 use crate::output;
 use crate::terminal::bytes;
 
 /// Prints it.
 pub fn run(args: &ShowArgs, model_args: &ModelArgs) -> Result<()> {
-    load::options(model_args, Compute::Auto)?;
-    let outline = Outline::open(model_args)?;
+    let outline = load::outline(model_args, load::options(model_args, Compute::Auto)?)?;
+    let checkpoint = outline.checkpoint();
     let model = Description {
-        tensors: outline.checkpoint.names().filter_map(|name| outline.checkpoint.tensor(name)).collect(),
-        text: match &model_args.model {
-            Some(path) => TextFiles::open(path),
-            None => TextFiles::from_bytes(demo::files()),
-        },
+        tensors: checkpoint.names().filter_map(|name| checkpoint.tensor(name)).collect(),
+        plan: outline.memory_plan(),
         outline,
     };
-    output::print(&if args.json { format!("{}\n", model.json(args.tensors)) } else { model.lines(args.tensors) })
+    output::print(&if args.json { format!("{}\n", model.json(args.tensors)) } else { model.lines(args.tensors) })?;
+    // The numbers of a model that does not fit are worth seeing; that it does not is still an error.
+    model.plan.map(drop).map_err(Into::into)
 }
 
 struct Description {
     outline: Outline,
     tensors: Vec<TensorView>,
-    /// An error is shown, not raised: the numbers of a model without a tokenizer are worth seeing.
-    text: infer_runtime::Result<TextFiles>,
+    plan: infer_runtime::Result<MemoryPlan>,
 }
 
 /// Number of elements.
@@ -59,7 +55,7 @@ fn n_experts(spec: &Spec) -> usize {
 impl Description {
     /// Elements of all tensors that the model uses.
     fn n_parameters(&self) -> u64 {
-        let unused = |name: &String| self.outline.unused.contains(name);
+        let unused = |name: &String| self.outline.unused_tensors().contains(name);
         self.tensors.iter().filter(|tensor| !unused(&tensor.name)).map(elements).sum()
     }
 
@@ -81,18 +77,8 @@ impl Description {
         sizes
     }
 
-    fn template(&self) -> Result<Option<String>, String> {
-        match &self.text {
-            Ok(text) => match text.chat_template() {
-                Ok(template) => Ok(template.map(|template| template.path().display().to_string())),
-                Err(error) => Err(error.to_string()),
-            },
-            Err(_) => Ok(None),
-        }
-    }
-
     fn json(&self, with_tensors: bool) -> Value {
-        let spec = &self.outline.spec;
+        let spec = self.outline.spec();
         let attention = attention(spec);
         let mut object = json!({
             "architecture": spec.architecture,
@@ -107,9 +93,10 @@ impl Description {
             "context_length": spec.context_length,
             "dtypes": self.dtypes(),
             "files": self.files(),
-            "unused_tensors": self.outline.unused,
-            "tokenizer": self.text.is_ok(),
-            "chat_template": matches!(self.template(), Ok(Some(_))),
+            "unused_tensors": self.outline.unused_tensors(),
+            "tokenizer": matches!(self.outline.tokenizer(), Ok(Some(_))),
+            "chat_template": matches!(self.outline.chat_template(), Ok(Some(_))),
+            "memory": self.plan.as_ref().ok(),
         });
         if with_tensors && let Some(object) = object.as_object_mut() {
             object.insert("tensors".to_owned(), self.tensors.iter().map(tensor_json).collect());
@@ -118,7 +105,7 @@ impl Description {
     }
 
     fn lines(&self, with_tensors: bool) -> String {
-        let spec = &self.outline.spec;
+        let spec = self.outline.spec();
         let mut lines = Lines::default();
         lines.add("architecture", &spec.architecture);
         lines.add("parameters", &parameters(self.n_parameters()));
@@ -138,17 +125,34 @@ impl Description {
         for (file, size) in self.files() {
             lines.add("file", &format!("{file} {}", bytes(size)));
         }
-        if !self.outline.unused.is_empty() {
-            lines.add("unused tensors", &self.outline.unused.len().to_string());
+        if !self.outline.unused_tensors().is_empty() {
+            lines.add("unused tensors", &self.outline.unused_tensors().len().to_string());
         }
-        match &self.text {
-            Ok(text) => lines.add("tokenizer", &format!("{} tokens", text.tokenizer().vocab_size())),
-            Err(error) => lines.add("tokenizer", &format!("none ({error})")),
-        }
-        match self.template() {
-            Ok(Some(path)) => lines.add("chat template", &path),
-            Ok(None) => lines.add("chat template", "none"),
-            Err(problem) => lines.add("chat template", &format!("unusable ({problem})")),
+        lines.add(
+            "tokenizer",
+            &match self.outline.tokenizer() {
+                Ok(Some(tokenizer)) => format!("{} tokens", tokenizer.vocab_size()),
+                Ok(None) => "none".to_owned(),
+                Err(error) => format!("unusable: {error}"),
+            },
+        );
+        lines.add(
+            "chat template",
+            &match self.outline.chat_template() {
+                Ok(Some(template)) => template.path().display().to_string(),
+                Ok(None) => "none".to_owned(),
+                Err(error) => format!("unusable: {error}"),
+            },
+        );
+        if let Ok(plan) = &self.plan {
+            lines.add("context here", &format!("{} tokens", plan.context));
+            lines.add("memory", &format!("weights {}", bytes(plan.weights)));
+            lines.add("memory", &format!("KV cache {}, taken on demand", bytes(plan.kv_cache)));
+            lines.add("memory", &format!("scratch {}", bytes(plan.scratch)));
+            lines.add("memory", &format!("together {}", bytes(plan.total())));
+            if let Some(available) = plan.available {
+                lines.add("memory", &format!("available {}", bytes(available)));
+            }
         }
         if with_tensors {
             for tensor in &self.tensors {

@@ -63,6 +63,8 @@ pub struct Turn {
     pub prompt_tokens: usize,
     /// Those of them that the cache held already.
     pub reused: usize,
+    /// What makes the random choices repeatable.
+    pub seed: u64,
     /// Time for the rest of them.
     pub prefill: Duration,
     /// Time for the answer.
@@ -100,6 +102,7 @@ fn answer(
         reason: StopReason::Cancelled,
         prompt_tokens: prompt.len(),
         reused: 0,
+        seed: 0,
         prefill: Duration::ZERO,
         decode: Duration::ZERO,
     };
@@ -120,6 +123,7 @@ fn answer(
         cancel: cancel.clone(),
         ..GenerateOptions::default()
     })?;
+    turn.seed = generation.seed();
     for event in generation {
         let event = event?;
         turn.text.push_str(event.text());

@@ -89,6 +89,7 @@ pub use generate::{CancelToken, Event, GenerateOptions, Generation, GenerationSt
 pub use load::MemoryPlan;
 pub use model::Model;
 pub use model::engine::Logits;
+pub use model::outline::Outline;
 pub use model::spec::Spec;
 pub use options::{Compute, KvType, LoadOptions, Progress, WeightFormat};
 pub use sampling::{Sampler, SamplingOptions};

@@ -6,7 +6,7 @@ use super::*;
 fn the_demo_is_described_for_people() {
     let shown = run(&["show"], b"");
     assert_eq!(shown.code, Some(0), "{}", shown.stderr);
-    for words in ["LlamaForCausalLM", "5.6 M", "4096", "512", "bf16", "MiB", "chat template"] {
+    for words in ["LlamaForCausalLM", "5.6 M", "4096", "512", "bf16", "MiB", "KV cache", "chat template"] {
         assert!(shown.stdout.contains(words), "expected {words:?} in {}", shown.stdout);
     }
     assert!(!shown.stdout.contains("model.embed_tokens.weight"), "tensors are listed only when asked for");
@@ -38,7 +38,20 @@ fn the_demo_is_described_for_programs() {
         })
         .sum();
     assert_eq!(object["parameters"].as_u64(), Some(parameters), "all of the demo's tensors are used");
+    assert!(object["memory"]["weights"].as_u64().is_some_and(|bytes| bytes >= 2 * parameters), "{}", object["memory"]);
     assert!(json(&["show", "--json"], b"").get("tensors").is_none(), "tensors are listed only when asked for");
+}
+
+#[test]
+fn the_memory_follows_the_options() {
+    let memory = |args: &[&str]| json(&[&["show", "--json"], args].concat(), b"")["memory"].clone();
+    let number =
+        |memory: &serde_json::Value, key: &str| memory[key].as_u64().unwrap_or_else(|| panic!("{key}: {memory}"));
+    let plain = memory(&[]);
+    let small = memory(&["--q4", "--ctx", "64"]);
+    assert_eq!(number(&small, "context"), 64, "{small}");
+    assert!(number(&small, "weights") < number(&plain, "weights"), "{small} {plain}");
+    assert!(number(&small, "kv_cache") < number(&plain, "kv_cache"), "{small} {plain}");
 }
 
 #[test]

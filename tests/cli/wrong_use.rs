@@ -97,6 +97,17 @@ fn a_model_that_cannot_be_loaded_has_exit_code_3() {
 }
 
 #[test]
+fn what_does_not_fit_the_memory_has_exit_code_4() {
+    let demo = demo();
+    let fits_not = ["--memory", "1M", "-m", text(&demo)];
+    assert_fails(&[&fits_not[..], &["-p", "x"]].concat(), b"", 4, &["memory", "weights", "available"]);
+    assert_fails(&[&fits_not[..], &["logits", "--tokens", "1", "--out", "/dev/null"]].concat(), b"", 4, &["memory"]);
+    let shown = run(&[&fits_not[..], &["show"]].concat(), b"");
+    assert_eq!(shown.code, Some(4), "{}", shown.stderr);
+    assert!(shown.stderr.contains("memory") && shown.stdout.contains("LlamaForCausalLM"), "{shown:?}");
+}
+
+#[test]
 fn an_unknown_instruction_set_lists_the_choices() {
     for args in [&["--version"][..], &["-p", "x", "-n", "1"], &["logits", "--tokens", "1", "--out", "/dev/null"]] {
         let mut command = infer(args);

@@ -5,6 +5,7 @@ pub(crate) mod engine;
 pub(crate) mod forward;
 pub(crate) mod linear;
 mod load;
+pub mod outline;
 pub(crate) mod rope;
 mod rope_scaling;
 pub mod spec;
