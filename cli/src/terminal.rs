@@ -96,7 +96,7 @@ pub fn progress_bar(what: &'static str, unit: &Unit) -> ProgressBar {
     let target = if stderr_is_interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target).with_message(what);
     let style = ProgressStyle::with_template(match unit {
-        Unit::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes}",
+        Unit::Bytes => "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes}",
         Unit::Tokens => "{msg} {wide_bar} {pos}/{len} tokens",
     });
     match style {
@@ -113,19 +113,14 @@ pub fn advance(bar: &ProgressBar, progress: Progress) {
     }
 }
 
-/// Bytes for a person: 1.5 GiB.
+/// Bytes for a person, in the units of the memory plan: 1.5 GB.
 pub fn bytes(n: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    let mut value = n as f64;
-    let mut unit = "B";
-    for larger in UNITS {
-        if value < 1024.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = larger;
+    match n {
+        0..1_000 => format!("{n} B"),
+        1_000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.1} GB", n as f64 / 1e9),
     }
-    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
 }
 
 #[cfg(test)]
@@ -152,10 +147,8 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_shown_in_binary_units() {
-        for (n, expected) in
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"), (u64::MAX, "16777216.0 TiB")]
-        {
+    fn bytes_are_shown_in_decimal_units() {
+        for (n, expected) in [(0, "0 B"), (999, "999 B"), (1_000, "1.0 kB"), (1_500_000_000, "1.5 GB")] {
             assert_eq!(bytes(n), expected);
         }
     }

@@ -35,32 +35,34 @@ pub fn threads(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A number of bytes, with an optional unit: `8G`, `512MiB`, `1.5g`. Units are powers of 1024.
+/// A number of bytes, with an optional unit: `8G`, `8GB` and `8g` are 8 * 10^9, `8GiB` is 8 * 2^30.
 pub fn size(text: &str) -> Result<u64, String> {
-    let expected = || "expected a size such as 8G, 512M or a number of bytes, more than 0".to_owned();
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = lower.get(digits.len()..).unwrap_or_default();
-    let shift = match unit.trim_end_matches('b').trim_end_matches('i') {
-        "" if matches!(unit, "" | "b") => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(expected()),
+    let scale: Option<u64> = match lower.get(digits.len()..) {
+        Some("" | "b") => Some(1),
+        Some("k" | "kb") => Some(1_000),
+        Some("m" | "mb") => Some(1_000_000),
+        Some("g" | "gb") => Some(1_000_000_000),
+        Some("t" | "tb") => Some(1_000_000_000_000),
+        Some("kib") => Some(1 << 10),
+        Some("mib") => Some(1 << 20),
+        Some("gib") => Some(1 << 30),
+        Some("tib") => Some(1 << 40),
+        _ => None,
     };
     let digits = digits.trim_end();
-    let bytes = match digits.parse::<u64>() {
-        Ok(whole) => whole.checked_mul(1 << shift),
-        Err(_) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.') => digits
-            .parse::<f64>()
-            .ok()
-            .map(|n| n * (1u64 << shift) as f64)
-            .filter(|&n| n < u64::MAX as f64)
-            .map(|n| n as u64),
-        Err(_) => None,
+    let is_number = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let bytes = match (digits.parse::<u64>(), scale) {
+        (Ok(whole), Some(scale)) => whole.checked_mul(scale),
+        (Err(_), Some(scale)) if is_number => {
+            let bytes = digits.parse::<f64>().ok().map(|number| number * scale as f64);
+            bytes.filter(|&bytes| bytes < u64::MAX as f64).map(|bytes| bytes as u64)
+        }
+        _ => None,
     };
-    bytes.filter(|&n| n > 0).ok_or_else(expected)
+    let expected = "expected a size such as 8G, 512M or a number of bytes, more than 0";
+    bytes.filter(|&bytes| bytes > 0).ok_or_else(|| expected.to_owned())
 }
 
 fn number(text: &str, expected: &str, accept: impl Fn(f32) -> bool) -> Result<f32, String> {
@@ -107,14 +109,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_take_binary_units_and_refuse_the_rest() {
+    fn sizes_take_units_and_refuse_the_rest() {
         let cases: [(&str, Option<u64>); 16] = [
             ("1", Some(1)),
             ("17b", Some(17)),
-            ("8G", Some(8 << 30)),
+            ("8G", Some(8_000_000_000)),
             ("8 GiB", Some(8 << 30)),
-            ("512mb", Some(512 << 20)),
-            ("1.5k", Some(1536)),
+            ("512mb", Some(512_000_000)),
+            ("1.5k", Some(1_500)),
             ("0", None),
             ("0G", None),
             ("-1", None),

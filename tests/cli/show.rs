@@ -6,7 +6,7 @@ use super::*;
 fn the_demo_is_described_for_people() {
     let shown = run(&["show"], b"");
     assert_eq!(shown.code, Some(0), "{}", shown.stderr);
-    for words in ["LlamaForCausalLM", "5.6 M", "4096", "512", "bf16", "MiB", "KV cache", "chat template"] {
+    for words in ["LlamaForCausalLM", "5.6 M", "4096", "512", "bf16", "MB", "KV cache", "chat template"] {
         assert!(shown.stdout.contains(words), "expected {words:?} in {}", shown.stdout);
     }
     assert!(!shown.stdout.contains("model.embed_tokens.weight"), "tensors are listed only when asked for");
