@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::load::{
     Checkpoint, Config, Dtype, MemoryPlan, ModelFiles, PlanOptions, available_memory, check_tensors, plan_memory,
 };
-use crate::options::{KvType, LoadOptions};
+use crate::options::{KvType, LoadOptions, WeightFormat};
 use crate::text_files::Companion;
 use crate::tokenizer::Tokenizer;
 
@@ -110,13 +110,15 @@ impl Outline {
     /// beyond the model's.
     pub fn memory_plan(&self) -> Result<MemoryPlan> {
         let options = &self.options;
+        // Weights that stay where they are mapped are taken already.
+        let mapped = if options.weights == WeightFormat::AsStored { self.checkpoint.total_bytes() } else { 0 };
         let plan = PlanOptions {
             weights: options.weights,
             kv: self.kv_type(),
             context: options.context,
             beyond_context: options.beyond_context,
             chunk: self.prefill_chunk(),
-            available: options.memory.or_else(|| available_memory(self.checkpoint.total_bytes())),
+            available: options.memory.or_else(|| available_memory(mapped)),
         };
         plan_memory(&self.spec, &self.checkpoint, &plan)
     }
