@@ -2,8 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use infer_runtime::load::{Checkpoint, Config, ModelFiles, check_tensors};
+use infer_runtime::load::{Checkpoint, Config, ModelFiles, PlanOptions, check_tensors, plan_memory};
 use infer_runtime::model::arch::spec_from;
+use infer_runtime::options::{KvType, WeightFormat};
+
+const PLAN_OPTIONS: PlanOptions = PlanOptions {
+    weights: WeightFormat::AsStored,
+    kv: KvType::F32,
+    context: None,
+    beyond_context: false,
+    chunk: 512,
+    available: None,
+};
 
 fn folders(of: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(of) else { return Vec::new() };
@@ -23,9 +33,15 @@ fn every_golden_model_has_the_tensors_that_its_config_asks_for() {
     for folder in golden.iter().chain(&trained) {
         let checked = ModelFiles::open(folder).and_then(|files| {
             let checkpoint = Checkpoint::open(&files)?;
-            check_tensors(&spec_from(&Config::read(&files)?, &checkpoint)?, &checkpoint)
+            let spec = spec_from(&Config::read(&files)?, &checkpoint)?;
+            let plan = plan_memory(&spec, &checkpoint, &PLAN_OPTIONS)?;
+            Ok((check_tensors(&spec, &checkpoint)?, plan, checkpoint))
         });
-        let checked = checked.unwrap_or_else(|error| panic!("{error}"));
+        let (checked, plan, checkpoint) = checked.unwrap_or_else(|error| panic!("{error}"));
+        // Of the tensors in use, vectors become f32, which at most doubles them.
+        let unused: usize = checked.unused.iter().map(|name| checkpoint.tensor(name).unwrap().bytes.len()).sum();
+        let used = checkpoint.total_bytes() - unused as u64;
+        assert!((used..=2 * used).contains(&plan.weights), "{}: {used} bytes in use, {plan}", folder.display());
         // The only tensors that nothing needs are those that are stored to be ignored.
         let ignored = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
         let unknown: Vec<_> =

@@ -3,6 +3,9 @@
 //! The order in which things are validated: each file is a regular file; header and offsets; the index against every
 //! shard's header; the values of config.json; names, shapes and dtypes of the tensors against the config; memory.
 
+#[cfg(target_endian = "big")]
+compile_error!("safetensors files are little-endian, and their numbers are used where they are mapped");
+
 mod available;
 mod bytes;
 mod check;

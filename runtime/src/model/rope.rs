@@ -3,6 +3,7 @@
 //! Nothing is tabulated: a pass computes rotary_dim / 2 pairs for each of its rows, once for all layers that share the
 //! embedding. So dynamic scaling, where every length has frequencies of its own, needs no second path.
 
+use crate::model::rope_scaling;
 use crate::model::spec::{Rope, RopeScaling};
 
 /// Cosines and sines of the rows of a batch, both [n_rows, rotary_dim / 2].
@@ -87,7 +88,7 @@ fn frequencies(rope: &Rope, rope_length: usize) -> (std::borrow::Cow<'_, [f32]>,
 
 /// inv_freq_i = theta^(-2i / d) (Su et al., 2021, section 3.2.2).
 pub(crate) fn default_frequencies(rotary_dim: usize, theta: f32) -> Vec<f32> {
-    (0..rotary_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / rotary_dim as f32)).collect()
+    rope_scaling::unscaled(rotary_dim, f64::from(theta)).map(|frequency| frequency as f32).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 /// theta^(-2i / d) for the d / 2 pairs of a head (Su et al., arXiv:2104.09864, section 3.2.2).
-fn unscaled(rotary_dim: usize, theta: f64) -> impl Iterator<Item = f64> {
+pub(crate) fn unscaled(rotary_dim: usize, theta: f64) -> impl Iterator<Item = f64> {
     (0..rotary_dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / rotary_dim as f64))
 }
 
