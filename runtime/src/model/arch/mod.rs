@@ -3,6 +3,8 @@
 
 mod experts;
 mod gemma;
+mod gemma2;
+mod gemma3;
 mod gpt2;
 mod llama;
 mod mistral;
@@ -38,10 +40,10 @@ const ARCHITECTURES: &[Architecture] = &[
     ("PhimoeForCausalLM", "phimoe", phimoe::spec),
     ("Qwen2ForCausalLM", "qwen2", qwen::qwen2),
     ("Qwen3ForCausalLM", "qwen3", qwen::qwen3),
-    ("GemmaForCausalLM", "gemma", gemma::gemma),
-    ("Gemma2ForCausalLM", "gemma2", gemma::gemma2),
-    ("Gemma3ForCausalLM", "gemma3_text", gemma::gemma3),
-    ("Gemma3ForConditionalGeneration", "gemma3", gemma::gemma3),
+    ("GemmaForCausalLM", "gemma", gemma::spec),
+    ("Gemma2ForCausalLM", "gemma2", gemma2::spec),
+    ("Gemma3ForCausalLM", "gemma3_text", gemma3::spec),
+    ("Gemma3ForConditionalGeneration", "gemma3", gemma3::spec),
     ("StableLmForCausalLM", "stablelm", stablelm::spec),
     ("GPT2LMHeadModel", "gpt2", gpt2::spec),
     ("OPTForCausalLM", "opt", opt::spec),
