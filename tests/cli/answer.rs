@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The demo never comes to an end here.
+const ENDLESS: [&str; 5] = ["--raw", "-p", "Once upon a time", "--temperature", "0"];
+
 const GREEDY: [&str; 4] = ["--temperature", "0", "-n", "12"];
 
 fn answer(args: &[&str], stdin: &[u8]) -> String {
@@ -93,4 +96,34 @@ fn without_a_template_the_text_is_completed() {
     assert_eq!(completed.stderr.matches("no chat template").count(), 1, "{:?}", completed.stderr);
     assert_eq!(completed.stdout, answer(&["--raw", "-p", "Once upon a time"], b""));
     assert_fails(&[&model[..], &["--system", "x", "-p", "y"]].concat(), b"", 2, &["--system", "template"]);
+}
+
+#[test]
+fn a_full_context_ends_the_answer_and_is_said() {
+    let full = run(&[&ENDLESS[..], &["--ctx", "16"]].concat(), b"");
+    assert_eq!(full.code, Some(0), "{}", full.stderr);
+    assert!(full.stderr.contains("context of 16 tokens is full"), "{}", full.stderr);
+    let object = json(&[&ENDLESS[..], &["--ctx", "16", "--json"]].concat(), b"");
+    assert_eq!((&object["reason"], &object["text"]), (&"context_full".into(), &full.stdout.into()));
+}
+
+/// Ctrl-C ends an answer with what is there, and with the exit code that shells give to an interrupted program.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_answer_keeps_its_beginning() {
+    use std::io::Read;
+    use std::process::Stdio;
+    // The slowest way to answer, so that the answer lasts longer than the signal needs.
+    let mut command = infer(&[&ENDLESS[..], &["--threads", "1", "--compute", "f32"]].concat());
+    command.env("INFER_ISA", "portable").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let mut stdout = child.stdout.take().expect("a pipe");
+    let mut beginning = [0; 1];
+    stdout.read_exact(&mut beginning).expect("the answer begins");
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success(), "the answer was over before the signal");
+    let output = child.wait_with_output().expect("the program ends");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("interrupted"), "{stderr}");
 }

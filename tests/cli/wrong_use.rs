@@ -165,3 +165,17 @@ fn a_full_disk_has_exit_code_4() {
     }
     assert_fails(&["logits", "--tokens", "1", "--out", "/dev/full"], b"", 4, &["/dev/full"]);
 }
+
+/// A script may start the program with its standard streams closed.
+#[test]
+#[cfg(unix)]
+fn closed_standard_streams_are_no_reason_to_crash() {
+    for (redirections, code) in [("<&-", 0), ("<&- >&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0)] {
+        let script = format!("exec \"$0\" -p x -n 2 {redirections}");
+        let status =
+            Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_infer")]).stdin(Stdio::null()).output();
+        assert_eq!(status.expect("sh").status.code(), Some(code), "{redirections}");
+    }
+    let no_prompt = Command::new("sh").args(["-c", "exec \"$0\" <&-", env!("CARGO_BIN_EXE_infer")]).output();
+    assert_eq!(no_prompt.expect("sh").status.code(), Some(2));
+}
