@@ -2,6 +2,7 @@
 
 mod answer;
 mod logits;
+mod readme;
 mod show;
 mod tokenize;
 mod wrong_use;

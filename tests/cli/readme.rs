@@ -1,0 +1,29 @@
+//! What the README says of the program.
+
+use super::*;
+
+fn readme() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).expect("README.md")
+}
+
+#[test]
+fn every_architecture_is_in_the_table() {
+    let readme = readme();
+    for architecture in infer_runtime::model::arch::supported_architectures() {
+        assert!(readme.contains(&format!("`{architecture}`")), "README.md does not name {architecture}");
+    }
+}
+
+#[test]
+fn every_flag_in_the_readme_exists() {
+    let help: String = [&["--help"][..], &["show", "--help"], &["logits", "--help"], &["tokenize", "--help"]]
+        .map(|args| run(args, b"").stdout)
+        .concat();
+    let readme = readme();
+    for line in readme.lines().filter(|line| line.contains("infer ") && !line.contains("cargo")) {
+        let (command, _) = line.split_once(" #").unwrap_or((line, ""));
+        for word in command.split_whitespace().filter(|word| word.starts_with("--")) {
+            assert!(help.contains(word), "no command has {word}, which README.md uses in {line:?}");
+        }
+    }
+}
