@@ -72,7 +72,9 @@ fn sizes_that_no_model_has_are_named_by_key_and_value() {
 
 #[test]
 fn numbers_that_no_model_has_are_named_by_key_and_value() {
-    let cases: [(&str, &str, fn(&str) -> String); 9] = [
+    /// Key, key as messages spell it, and the key's JSON for a value.
+    type Case = (&'static str, &'static str, fn(&str) -> String);
+    let cases: [Case; 9] = [
         ("rms_norm_eps", "rms_norm_eps", str::to_owned),
         ("rope_theta", "rope_theta", str::to_owned),
         ("rope_parameters", "rope_parameters.rope_theta", |value| format!(r#"{{"rope_theta":{value}}}"#)),

@@ -79,7 +79,7 @@ fn files_without_permission_say_so() {
     use std::os::unix::fs::PermissionsExt;
     let folder = folder(&[("model.safetensors", &file_of(&["a"]))]);
     let path = folder.path().join("model.safetensors");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     // Some users may read everything.
     if fs::File::open(&path).is_err() {
         assert_refused(open(folder.path()), "model.safetensors: permission denied", "no permission");
