@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::values::{self, TokenList};
+use crate::values;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -201,8 +201,8 @@ Example:
   infer logits --model DIR --tokens 1,15043,29892 --decode 8 --out logits.safetensors")]
 pub struct LogitsArgs {
     /// Token ids of the prompt, such as 1,2,3
-    #[arg(long, value_name = "IDS", value_parser = values::tokens, allow_hyphen_values = true)]
-    pub tokens: TokenList,
+    #[arg(long, value_name = "IDS", allow_hyphen_values = true)]
+    pub tokens: String,
     /// Go on for N tokens, always taking the likeliest; end tokens do not end it
     #[arg(long, value_name = "N")]
     pub decode: Option<usize>,
@@ -230,8 +230,8 @@ pub struct TokenizeArgs {
     #[arg(long, conflicts_with_all = ["ids", "chat"])]
     pub no_special: bool,
     /// Decode these token ids; --ids= is the empty list
-    #[arg(long, value_name = "IDS", value_parser = values::tokens, allow_hyphen_values = true, conflicts_with = "chat")]
-    pub ids: Option<TokenList>,
+    #[arg(long, value_name = "IDS", allow_hyphen_values = true, conflicts_with = "chat")]
+    pub ids: Option<String>,
     /// Leave special tokens out of the decoded text
     #[arg(long, requires = "ids")]
     pub skip_special: bool,

@@ -12,18 +12,19 @@ use crate::exit::wrong_use;
 use crate::interrupt::Interrupts;
 use crate::load;
 use crate::out_file::OutFile;
+use crate::values;
 
 /// Computes and writes.
 pub fn run(args: &LogitsArgs, model_args: &ModelArgs, interrupts: &Interrupts) -> Result<()> {
-    let prompt = args.tokens.0.as_slice();
+    let prompt = values::tokens("--tokens", &args.tokens)?;
     if prompt.is_empty() {
         return Err(wrong_use("--tokens: expected at least one token id, found none"));
     }
     let out = OutFile::create(&args.out, interrupts)?;
-    let options = checked_options(args, model_args)?;
+    let options = checked_options(&prompt, args.decode, model_args)?;
     let model = load::model(model_args, options)?;
     let mut session = model.session();
-    let logits = session.forward(prompt)?;
+    let logits = session.forward(&prompt)?;
     let vocab_size = logits.vocab_size();
     check_finite(logits.values(), vocab_size, 0)?;
     let decoded = match args.decode {
@@ -46,10 +47,10 @@ pub fn run(args: &LogitsArgs, model_args: &ModelArgs, interrupts: &Interrupts) -
 
 /// Looks at the request before the weights are loaded, which may take minutes. The prompt must fit the context;
 /// decoding may go on beyond it, unless the model has learned positions or `--ctx` says where to end.
-fn checked_options(args: &LogitsArgs, model_args: &ModelArgs) -> Result<LoadOptions> {
+fn checked_options(prompt: &[u32], decode: Option<usize>, model_args: &ModelArgs) -> Result<LoadOptions> {
     let mut options = load::options(model_args, Compute::F32)?;
     let outline = load::outline(model_args, options.clone())?;
-    let (spec, prompt) = (outline.spec(), args.tokens.0.as_slice());
+    let spec = outline.spec();
     let vocab_size = spec.vocab_size;
     if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
         return Err(wrong_use(format!("--tokens: expected ids below {vocab_size}, the vocabulary's size, found {id}")));
@@ -57,7 +58,7 @@ fn checked_options(args: &LogitsArgs, model_args: &ModelArgs) -> Result<LoadOpti
     let own = spec.context_length.unwrap_or(usize::MAX);
     let context = options.context.unwrap_or(own).min(own);
     // The last token is chosen and not run through the model.
-    let total = prompt.len().saturating_add(args.decode.unwrap_or(0).saturating_sub(1));
+    let total = prompt.len().saturating_add(decode.unwrap_or(0).saturating_sub(1));
     if prompt.len() > context {
         return Err(Error::ContextFull { needed: prompt.len(), context }.into());
     }

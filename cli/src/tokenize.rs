@@ -11,12 +11,13 @@ use crate::exit::wrong_use;
 use crate::input;
 use crate::output;
 use crate::prompt;
+use crate::values;
 
 /// Reads, converts, prints.
 pub fn run(args: &TokenizeArgs, model_args: &ModelArgs) -> Result<()> {
     // Read before the model's files are opened: whoever writes to our standard input gets rid of it in any case.
     let work = match (&args.ids, &args.chat, &args.text) {
-        (Some(ids), ..) => Work::Decode(&ids.0),
+        (Some(ids), ..) => Work::Decode(values::tokens("--ids", ids)?),
         (_, Some(path), _) => Work::Chat(ChatFile::read(path)?),
         (.., Some(text)) => Work::Encode(text.clone()),
         _ => Work::Encode(input::stdin_text()?),
@@ -33,7 +34,7 @@ pub fn run(args: &TokenizeArgs, model_args: &ModelArgs) -> Result<()> {
             (json!({ "ids": ids }), listing(tokenizer, &ids))
         }
         Work::Decode(ids) => {
-            let text = decode(tokenizer, ids, args.skip_special)?;
+            let text = decode(tokenizer, &ids, args.skip_special)?;
             (json!({ "text": text }), format!("{text}\n"))
         }
         Work::Chat(chat) => {
@@ -51,9 +52,9 @@ pub fn run(args: &TokenizeArgs, model_args: &ModelArgs) -> Result<()> {
     output::print(&if args.json { format!("{object}\n") } else { plain })
 }
 
-enum Work<'a> {
+enum Work {
     Encode(String),
-    Decode(&'a [u32]),
+    Decode(Vec<u32>),
     Chat(ChatFile),
 }
 

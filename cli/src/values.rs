@@ -1,19 +1,23 @@
-//! Reads the values of flags. clap puts the flag and the value in front of each message: "invalid value 'nan' for
-//! '--temperature <T>': expected a number, 0 or more".
+//! Reads the values of flags. clap puts the flag and the value in front of each message: `invalid value 'nan' for
+//! '--temperature <T>': expected a number, 0 or more`.
 
-/// Token ids, comma-separated. A type of its own, because clap takes a bare `Vec` for a flag that repeats.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenList(pub Vec<u32>);
+use anyhow::Result;
 
-/// `1,2,3`; the empty text is the empty list.
-pub fn tokens(text: &str) -> Result<TokenList, String> {
+use crate::exit::wrong_use;
+
+/// Token ids as `1,2,3`; the empty text is the empty list. Not a parser for clap, which would repeat the whole list in
+/// its message.
+pub fn tokens(flag: &str, text: &str) -> Result<Vec<u32>> {
     if text.trim().is_empty() {
-        return Ok(TokenList(Vec::new()));
+        return Ok(Vec::new());
     }
-    let id = |item: &str| {
-        item.trim().parse().map_err(|_| format!("expected token ids as 1,2,3, and {item:?} is not a token id"))
+    let id = |(index, item): (usize, &str)| {
+        item.trim().parse().map_err(|_| {
+            let found: String = item.chars().take(20).collect();
+            wrong_use(format!("{flag}: expected token ids such as 1,2,3, found {found:?} in place {}", index + 1))
+        })
     };
-    text.split(',').map(id).collect::<Result<_, _>>().map(TokenList)
+    text.split(',').enumerate().map(id).collect()
 }
 
 /// A whole number, 1 or more.
@@ -135,12 +139,13 @@ mod tests {
 
     #[test]
     fn token_lists_may_be_empty_and_name_the_bad_item() {
-        assert_eq!(tokens(""), Ok(TokenList(vec![])));
-        assert_eq!(tokens("1, 2,3"), Ok(TokenList(vec![1, 2, 3])));
-        for (text, bad) in [("1,x", "x"), ("-1", "-1"), ("1,,2", "\"\""), ("4294967296", "4294967296"), ("1.0", "1.0")]
-        {
-            let message = tokens(text).expect_err(text);
-            assert!(message.contains(bad), "{text}: {message}");
+        assert!(tokens("--ids", "").expect("the empty list").is_empty());
+        assert_eq!(tokens("--ids", "1, 2,3").expect("a list"), [1, 2, 3]);
+        let cases =
+            [("1,x", "\"x\" in place 2"), ("-1", "-1"), ("1,,2", "\"\""), ("4294967296", "429"), ("1.0", "1.0")];
+        for (text, bad) in cases {
+            let message = tokens("--ids", text).expect_err(text).to_string();
+            assert!(message.starts_with("--ids: ") && message.contains(bad), "{text}: {message}");
         }
     }
 
