@@ -19,11 +19,11 @@ use crate::options::{KvType, LoadOptions, WeightFormat};
 use crate::text_files::Companion;
 use crate::tokenizer::Tokenizer;
 
-/// Multiply-adds of a chunk of prefill: about a second of work for a small machine, which is how long a cancelled
-/// prefill may go on.
-const CHUNK_WORK: usize = 100_000_000_000;
-/// The least tokens of a chunk: with fewer, reading the weights would take longer than computing with them.
-const LEAST_CHUNK: usize = 32;
+/// Multiply-adds of a chunk of prefill: about two seconds of work for two cores, which is how long a cancelled prefill
+/// may go on.
+const CHUNK_WORK: usize = 300_000_000_000;
+/// The least tokens of a chunk: with fewer, reading the weights takes a good part of the time.
+const LEAST_CHUNK: usize = 64;
 
 /// A model's facts, the table of its tensors, its tokenizer and template: read and checked, without its weights. It
 /// is the first half of [`Model::load`](crate::Model::load), and costs a small part of the time.
