@@ -5,11 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::load::ModelFiles;
+use crate::load::{LARGEST_CONFIG, ModelFiles};
 use crate::sampling::SamplingOptions;
-
-/// The largest config.json or generation_config.json.
-pub(crate) const LARGEST_CONFIG: u64 = 1 << 20;
 
 /// The key of the end tokens, in config.json and in generation_config.json.
 const EOS: &str = "eos_token_id";

@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::load::files::ModelFiles;
 use crate::load::json;
 
-/// The largest config.json read; those of published models have a few thousand bytes.
-const LARGEST_CONFIG: u64 = 256 << 10;
+/// The largest config.json or generation_config.json read; those of published models have a few thousand bytes, and
+/// values take some thirty times their text in memory.
+pub(crate) const LARGEST_CONFIG: u64 = 256 << 10;
 
 /// The largest size accepted. Products of two sizes fit 64 bits; those of more are checked where they are taken.
 const LARGEST_SIZE: u64 = i32::MAX as u64;

@@ -24,6 +24,7 @@ pub use bytes::Bytes;
 pub use check::{Checked, check_tensors};
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::Config;
+pub(crate) use config::LARGEST_CONFIG;
 pub use files::{ModelFile, ModelFiles};
 pub use header::Dtype;
 pub use memory::{MemoryPlan, PlanOptions, plan_memory};

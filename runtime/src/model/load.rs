@@ -17,7 +17,7 @@ use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::generation_config;
 use crate::kv_cache::{KvPool, group_layers};
-use crate::load::{Checkpoint, ModelFiles};
+use crate::load::{Checkpoint, LARGEST_CONFIG, ModelFiles};
 use crate::options::{LoadOptions, Progress};
 use crate::stop::StopTokens;
 use crate::text_files::TOKENIZER;
@@ -103,7 +103,7 @@ fn fingerprint(files: &ModelFiles, checkpoint: &Checkpoint, options: &LoadOption
     const SAMPLED_TENSORS: usize = 256;
     const SAMPLED_BYTES: usize = 64;
     let mut checksum = Checksum::new();
-    if let Some(file) = files.read("config.json", generation_config::LARGEST_CONFIG)? {
+    if let Some(file) = files.read("config.json", LARGEST_CONFIG)? {
         checksum.update(&file.bytes);
     }
     checksum.update(format!("{:?}", options.weights).as_bytes());
