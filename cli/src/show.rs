@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::args::{ModelArgs, ShowArgs};
 use crate::load;
 use crate::output;
-use crate::terminal::bytes;
+use crate::terminal::{bytes, escape_controls};
 
 /// Prints it.
 pub fn run(args: &ShowArgs, model_args: &ModelArgs) -> Result<()> {
@@ -156,7 +156,8 @@ impl Description {
         }
         if with_tensors {
             for tensor in &self.tensors {
-                lines.text.push_str(&format!("{}  {}  {:?}\n", tensor.name, tensor.dtype, tensor.shape));
+                let name = escape_controls(&tensor.name);
+                lines.text.push_str(&format!("{name}  {}  {:?}\n", tensor.dtype, tensor.shape));
             }
         }
         lines.text
@@ -182,7 +183,7 @@ fn parameters(n: u64) -> String {
     }
 }
 
-/// Lines of a name and a value. Further lines of a value, and a repeated name, are indented.
+/// Lines of a name and a value. A repeated name is not shown again.
 #[derive(Default)]
 struct Lines {
     text: String,
@@ -191,13 +192,10 @@ struct Lines {
 
 impl Lines {
     fn add(&mut self, name: &'static str, value: &str) {
-        let mut name = if name == self.last { "" } else { name };
+        let name = if name == self.last { "" } else { name };
         if !name.is_empty() {
             self.last = name;
         }
-        for line in value.lines() {
-            self.text.push_str(&format!("{name:16}{line}\n"));
-            name = "";
-        }
+        self.text.push_str(&format!("{name:16}{}\n", escape_controls(value)));
     }
 }

@@ -99,9 +99,9 @@ impl Chat<'_> {
             Some(prompt) => {
                 let mut stream = Stream::new();
                 let show = |text: &str| stream.push(text);
-                let turn = turn::run(&mut self.session, &prompt, &self.options, self.interrupts, show)?;
+                let turn = turn::run(&mut self.session, &prompt, &self.options, self.interrupts, show);
                 stream.finish()?;
-                Ok(Some(turn))
+                turn.map(Some)
             }
         });
         match answered {
