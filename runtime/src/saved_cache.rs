@@ -10,7 +10,6 @@
 //! has), `rope_factors` (`short` or `long`: the longrope factors that the keys were rotated with), `checksum` (of all
 //! that and the data). A cache of another type is converted, rounding to nearest.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use half::{bf16, f16};
 use infer_kernels::cpu::kv::KvType;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::{Map, json};
 
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
@@ -127,27 +127,28 @@ fn write(session: &Session, file: &mut dyn Write) -> std::io::Result<()> {
     for layout in &layouts {
         checksum.update(&stored_bytes(engine, sequence, layout, dtype));
     }
-    let metadata = HashMap::from([
-        ("format".to_owned(), FORMAT.to_owned()),
-        ("version".to_owned(), VERSION.to_owned()),
-        ("model".to_owned(), facts.model.to_owned()),
-        ("cached".to_owned(), cached.to_string()),
-        ("rope_factors".to_owned(), facts.rope_factors().to_owned()),
-        ("checksum".to_owned(), checksum.finish()),
-    ]);
+    // Written here and not by the crate, whose metadata come in an order of chance: equal sessions give equal files.
+    let metadata = json!({
+        "format": FORMAT,
+        "version": VERSION,
+        "model": facts.model,
+        "cached": cached.to_string(),
+        "rope_factors": facts.rope_factors(),
+        "checksum": checksum.finish(),
+    });
     let mut end = 0;
     let mut info = |dtype, shape: &[usize], n_bytes| {
         let start = end;
         end += n_bytes;
-        TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (start, end) }
+        serde_json::to_value(TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (start, end) })
     };
-    let mut tensors = vec![("tokens".to_owned(), info(Dtype::U32, &[tokens.len()], token_bytes.len()))];
+    let mut header = Map::from_iter([("__metadata__".to_owned(), metadata)]);
+    header.insert("tokens".to_owned(), info(Dtype::U32, &[tokens.len()], token_bytes.len())?);
     for layout in &layouts {
         let n_bytes = layout.shape.iter().product::<usize>() * dtype.bitsize() / 8;
-        tensors.push((layout.name.clone(), info(dtype, &layout.shape, n_bytes)));
+        header.insert(layout.name.clone(), info(dtype, &layout.shape, n_bytes)?);
     }
-    let metadata = Metadata::new(Some(metadata), tensors).map_err(std::io::Error::other)?;
-    let mut header = serde_json::to_vec(&metadata)?;
+    let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
     file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -221,7 +222,12 @@ fn read(model: &Model, path: &Path) -> Result<(Vec<u32>, Sequence)> {
     }
     let cached = field("cached").parse().ok().filter(|&cached: &usize| cached <= tokens.len());
     let cached = cached.ok_or_else(|| damaged("more tokens are cached than there are"))?;
-    let facts = Facts { model: model.fingerprint(), cached, long_factors: field("rope_factors") == "long" };
+    let long_factors = match field("rope_factors") {
+        "short" => false,
+        "long" => true,
+        _ => return Err(damaged("rope_factors is neither short nor long")),
+    };
+    let facts = Facts { model: model.fingerprint(), cached, long_factors };
 
     let engine = model.engine();
     let layouts = Layout::of(engine, cached);
