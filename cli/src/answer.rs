@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use infer_runtime::StopReason;
+use infer_runtime::{Error, StopReason};
 use serde_json::{Value, json};
 
 use crate::args::Cli;
@@ -19,29 +19,27 @@ use crate::turn::{self, Turn, TurnOptions, rate};
 /// Loads, answers, ends.
 pub fn run(cli: &Cli, prompt: &str, interrupts: &Interrupts) -> Result<()> {
     let start = Instant::now();
-    let model = load::for_text(&cli.model)?;
-    let load = start.elapsed();
-    let prompter = Prompter::new(&model, &cli.answer, cli.model.verbose)?;
+    let outline = load::for_text(&cli.model)?;
+    let prompter = Prompter::new(&outline, &cli.answer, cli.model.verbose)?;
     let system = cli.answer.system.iter().map(|text| chat_file::message("system", text));
     let messages = system.chain([chat_file::message("user", prompt)]).collect();
     let ids = prompter.encode(&ChatFile { messages, ..ChatFile::default() })?;
-    let options = TurnOptions::new(cli, model.sampling_defaults());
+    // Before the weights are loaded, which may take minutes.
+    let context = outline.memory_plan()?.context;
+    if ids.len() > context {
+        return Err(Error::ContextFull { needed: ids.len(), context }.into());
+    }
+    let model = load::weights(outline, cli.model.verbose)?;
+    let load = start.elapsed();
+    let options = TurnOptions::new(cli, &model, &prompter);
     let mut session = model.session();
     let mut stream = Stream::new();
-    let turn =
-        turn::run(
-            &mut session,
-            &ids,
-            &options,
-            interrupts,
-            |text| {
-                if cli.answer.json { Ok(()) } else { stream.push(text) }
-            },
-        )?;
+    let show = |text: &str| if cli.answer.json { Ok(()) } else { stream.push(text) };
+    let turn = turn::run(&mut session, &ids, &options, interrupts, show);
+    stream.finish()?;
+    let turn = turn?;
     if cli.answer.json {
         output::print(&format!("{}\n", object(&turn, load)))?;
-    } else {
-        stream.finish()?;
     }
     if cli.model.verbose {
         terminal::note(&format!(

@@ -39,35 +39,30 @@ pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
     })
 }
 
-/// Reads and checks all but the weights.
-pub fn outline(args: &ModelArgs, options: LoadOptions) -> Result<Outline> {
+/// Reads and checks all but the weights. Loading them draws a progress bar on a terminal.
+pub fn outline(args: &ModelArgs, mut options: LoadOptions) -> Result<Outline> {
+    let what = if options.weights == WeightFormat::AsStored { "loading" } else { "quantizing" };
+    // Cleared when the options are dropped, which is when the weights are loaded.
+    let bar = terminal::progress_bar(what, &Unit::Bytes);
+    options.progress = Some(Arc::new(move |progress| terminal::advance(&bar, progress)));
     Ok(match &args.model {
         Some(path) => Outline::open(path, options)?,
         None => Outline::from_bytes(demo::files(), options)?,
     })
 }
 
-/// Loads the model for text, and says so if it is the one inside the program.
-pub fn for_text(args: &ModelArgs) -> Result<Model> {
+/// The outline of a model for text. Says so if it is the one inside the program.
+pub fn for_text(args: &ModelArgs) -> Result<Outline> {
     if args.model.is_none() {
         terminal::note(demo::NOTICE);
     }
-    model(args, options(args, Compute::Auto)?)
+    outline(args, options(args, Compute::Auto)?)
 }
 
-/// Loads the model, with a progress bar on a terminal.
-pub fn model(args: &ModelArgs, mut options: LoadOptions) -> Result<Model> {
-    let what = if options.weights == WeightFormat::AsStored { "loading" } else { "quantizing" };
-    let bar = terminal::progress_bar(what, &Unit::Bytes);
-    let drawn = bar.clone();
-    options.progress = Some(Arc::new(move |progress| terminal::advance(&drawn, progress)));
-    let loaded = match &args.model {
-        Some(path) => Model::load(path, options),
-        None => Model::from_bytes(demo::files(), options),
-    };
-    bar.finish_and_clear();
-    let model = loaded?;
-    if args.verbose {
+/// Loads the weights.
+pub fn weights(outline: Outline, verbose: bool) -> Result<Model> {
+    let model = outline.load()?;
+    if verbose {
         describe(&model)?;
     }
     Ok(model)

@@ -22,7 +22,7 @@ pub fn run(args: &LogitsArgs, model_args: &ModelArgs, interrupts: &Interrupts) -
     }
     let out = OutFile::create(&args.out, interrupts)?;
     let options = checked_options(&prompt, args.decode, model_args)?;
-    let model = load::model(model_args, options)?;
+    let model = load::weights(load::outline(model_args, options)?, model_args.verbose)?;
     let mut session = model.session();
     let logits = session.forward(&prompt)?;
     let vocab_size = logits.vocab_size();

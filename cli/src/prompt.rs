@@ -1,7 +1,7 @@
 //! From a conversation to the tokens that the model is given: through its chat template, or as plain text.
 
 use anyhow::Result;
-use infer_runtime::{AddSpecial, ChatInput, ChatTemplate, Model, Tokenizer};
+use infer_runtime::{AddSpecial, ChatInput, ChatTemplate, Outline, Tokenizer};
 use serde_json::Value;
 
 use crate::args::AnswerArgs;
@@ -18,7 +18,7 @@ pub struct Prompter {
 
 impl Prompter {
     /// The model's template, or the one that the flags name; says so if there is none.
-    pub fn new(model: &Model, args: &AnswerArgs, verbose: bool) -> Result<Prompter> {
+    pub fn new(model: &Outline, args: &AnswerArgs, verbose: bool) -> Result<Prompter> {
         let template = if args.raw {
             None
         } else if let Some(path) = &args.chat_template {
@@ -38,12 +38,18 @@ impl Prompter {
             ),
             _ => {}
         }
-        Ok(Prompter { tokenizer: model.tokenizer()?.clone(), template })
+        let no_tokenizer = || CliError::ModelFile("this model has no tokenizer.json, and text needs it".to_owned());
+        Ok(Prompter { tokenizer: model.tokenizer()?.ok_or_else(no_tokenizer)?.clone(), template })
     }
 
     /// Whether messages have roles; without a template they are one running text.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
+    }
+
+    /// The token with which the template ends a turn.
+    pub fn end_of_turn(&self) -> Option<u32> {
+        self.template.as_ref().and_then(|template| template.end_of_turn(&self.tokenizer))
     }
 
     /// The tokens after which the model is to answer.

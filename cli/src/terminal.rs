@@ -5,7 +5,7 @@ use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use infer_runtime::Progress;
 
 /// Writes a line to stderr. A closed stderr is no reason to end.
@@ -91,10 +91,10 @@ pub enum Unit {
     Tokens,
 }
 
-/// A progress bar on a terminal's stderr; elsewhere one that is never drawn.
+/// A progress bar on a terminal's stderr; elsewhere one that is never drawn. It is cleared when it is dropped.
 pub fn progress_bar(what: &'static str, unit: &Unit) -> ProgressBar {
     let target = if stderr_is_interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(None, target).with_message(what);
+    let bar = ProgressBar::with_draw_target(None, target).with_message(what).with_finish(ProgressFinish::AndClear);
     let style = ProgressStyle::with_template(match unit {
         Unit::Bytes => "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes}",
         Unit::Tokens => "{msg} {wide_bar} {pos}/{len} tokens",

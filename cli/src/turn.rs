@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use infer_runtime::{CancelToken, Error, Event, GenerateOptions, SamplingOptions, Session, StopReason};
+use infer_runtime::{
+    CancelToken, Error, Event, GenerateOptions, Model, SamplingOptions, Session, StopReason, StopTokens,
+};
 
 use crate::args::Cli;
 use crate::interrupt::Interrupts;
+use crate::prompt::Prompter;
 use crate::sampling;
 use crate::terminal::{self, Unit};
 use crate::values;
@@ -20,13 +23,17 @@ pub struct TurnOptions {
     pub max_tokens: Option<usize>,
     /// Texts that end it.
     pub stop: Vec<String>,
+    /// Tokens that end it.
+    pub stop_tokens: StopTokens,
 }
 
 impl TurnOptions {
     /// The model's defaults with the flags that were given.
-    pub fn new(cli: &Cli, defaults: &SamplingOptions) -> TurnOptions {
+    pub fn new(cli: &Cli, model: &Model, prompter: &Prompter) -> TurnOptions {
+        let end_of_turn = prompter.end_of_turn();
         TurnOptions {
-            sampling: sampling::options(&cli.sampling, defaults),
+            stop_tokens: StopTokens::new(model.stop_tokens().ids().iter().copied().chain(end_of_turn)),
+            sampling: sampling::options(&cli.sampling, model.sampling_defaults()),
             max_tokens: cli.answer.max_tokens,
             stop: cli.answer.stop.clone(),
         }
@@ -109,7 +116,7 @@ fn answer(
     let start = Instant::now();
     let bar = terminal::progress_bar("reading", &Unit::Tokens);
     let synced = session.sync_to_with(prompt, cancel, |progress| terminal::advance(&bar, progress));
-    bar.finish_and_clear();
+    drop(bar);
     match synced {
         Ok(reused) => turn.reused = reused,
         Err(Error::Cancelled) => return Ok(turn),
@@ -120,8 +127,8 @@ fn answer(
         max_tokens: options.max_tokens,
         sampling: Some(options.sampling.clone()),
         stop: options.stop.clone(),
+        stop_tokens: Some(options.stop_tokens.clone()),
         cancel: cancel.clone(),
-        ..GenerateOptions::default()
     })?;
     turn.seed = generation.seed();
     for event in generation {

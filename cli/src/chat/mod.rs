@@ -36,12 +36,13 @@ pub fn run(cli: &Cli, interrupts: &Interrupts) -> Result<()> {
     if cli.answer.json {
         return Err(wrong_use("--json needs a prompt (-p TEXT, -f FILE or standard input)"));
     }
-    let model = load::for_text(&cli.model)?;
-    let prompter = Prompter::new(&model, &cli.answer, cli.model.verbose)?;
+    let outline = load::for_text(&cli.model)?;
+    let prompter = Prompter::new(&outline, &cli.answer, cli.model.verbose)?;
+    let model = load::weights(outline, cli.model.verbose)?;
     let mut chat = Chat {
         session: model.session(),
         conversation: Conversation::new(cli.answer.system.as_deref()),
-        options: TurnOptions::new(cli, model.sampling_defaults()),
+        options: TurnOptions::new(cli, &model, &prompter),
         totals: Totals::default(),
         prompt: Prompt::new(interrupts)?,
         model,

@@ -33,12 +33,11 @@ pub(super) fn check_options(options: &LoadOptions) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
-    let outline = Outline::new(files, options.clone())?;
+pub(super) fn load(outline: Outline) -> Result<Model> {
     let (prefill_chunk, kv) = (outline.prefill_chunk(), outline.kv_type());
-    let (mut end_tokens, sampling_defaults) = generation_config::read(files)?;
+    let (mut end_tokens, sampling_defaults) = generation_config::read(&outline.files)?;
     let memory_plan = outline.memory_plan()?;
-    let Outline { spec, checkpoint, unused_tensors, tokenizer, chat_template, .. } = outline;
+    let Outline { files, options, spec, checkpoint, unused_tensors, tokenizer, chat_template } = outline;
     if let Some(tokenizer) = tokenizer.usable() {
         end_tokens.extend(tokenizer.eos_id());
         end_tokens.extend(chat_template.usable().and_then(|template| template.end_of_turn(tokenizer)));
@@ -48,7 +47,7 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
     let (groups, slots) = group_layers(&spec, kv);
     // Before the weights, which take longer: the system may not give so many threads.
     let team = Team::new(threads, Isa::from_env()?)?;
-    let weights = load_weights(&spec, &checkpoint, options, threads)?;
+    let weights = load_weights(&spec, &checkpoint, &options, threads)?;
     let backend = Backend::Cpu(CpuBackend::new(Arc::clone(&spec), weights, slots.clone(), team));
     let room = |available: u64| available.saturating_sub(memory_plan.weights).saturating_sub(memory_plan.scratch);
     let pool = KvPool::new(groups, memory_plan.available.map_or(u64::MAX, room));
@@ -61,7 +60,7 @@ pub(super) fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Model> {
         chat_template,
         sampling_defaults,
         stop_tokens: StopTokens::new(end_tokens),
-        fingerprint: fingerprint(files, &checkpoint, options)?,
+        fingerprint: fingerprint(&files, &checkpoint, &options)?,
         unused_tensors,
     })))
 }

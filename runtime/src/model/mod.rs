@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
-use crate::load::{MemoryPlan, ModelFiles};
+use crate::load::MemoryPlan;
 use crate::options::LoadOptions;
 use crate::sampling::SamplingOptions;
 use crate::session::Session;
@@ -26,6 +26,7 @@ use crate::stop::StopTokens;
 use crate::text_files::Companion;
 use crate::tokenizer::Tokenizer;
 use engine::Engine;
+use outline::Outline;
 use spec::Spec;
 
 /// A loaded model. Cheap to clone; shared by any number of sessions on any threads.
@@ -60,8 +61,7 @@ impl Model {
     /// [`Error::Tokenizer`] (only for a vocabulary larger than the embedding), [`Error::Memory`]. A tokenizer or
     /// template that is missing or broken is an error only for those who ask for it.
     pub fn load(path: impl AsRef<Path>, options: LoadOptions) -> Result<Model> {
-        load::check_options(&options)?;
-        load::load(&ModelFiles::open(path.as_ref())?, &options)
+        Outline::open(path, options)?.load()
     }
 
     /// Loads a model from files in memory: their names (as in a folder) and contents.
@@ -69,8 +69,7 @@ impl Model {
     /// # Errors
     /// As [`Self::load`]; messages name the files as they are named here.
     pub fn from_bytes(files: Vec<(String, Cow<'static, [u8]>)>, options: LoadOptions) -> Result<Model> {
-        load::check_options(&options)?;
-        load::load(&ModelFiles::from_bytes(files), &options)
+        Outline::from_bytes(files, options)?.load()
     }
 
     /// The facts that tell this model from others.

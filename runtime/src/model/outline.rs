@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use infer_kernels::cpu::matrix::ElementType;
 
+use super::Model;
 use super::arch::spec_from;
 use super::engine::MAX_ROWS;
-use super::load::check_options;
+use super::load::{check_options, load};
 use super::spec::{FeedForward, Linear, Mlp, Spec};
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
@@ -28,12 +29,13 @@ const LEAST_CHUNK: usize = 64;
 /// A model's facts, the table of its tensors, its tokenizer and template: read and checked, without its weights. It
 /// is the first half of [`Model::load`](crate::Model::load), and costs a small part of the time.
 pub struct Outline {
+    pub(super) files: ModelFiles,
     pub(super) spec: Arc<Spec>,
     pub(super) checkpoint: Checkpoint,
     pub(super) unused_tensors: Vec<String>,
     pub(super) tokenizer: Companion<Tokenizer>,
     pub(super) chat_template: Companion<ChatTemplate>,
-    options: LoadOptions,
+    pub(super) options: LoadOptions,
 }
 
 impl Outline {
@@ -43,7 +45,7 @@ impl Outline {
     /// Those of [`Model::load`](crate::Model::load) but [`Error::Memory`].
     pub fn open(path: impl AsRef<Path>, options: LoadOptions) -> Result<Outline> {
         check_options(&options)?;
-        Outline::new(&ModelFiles::open(path.as_ref())?, options)
+        Outline::new(ModelFiles::open(path.as_ref())?, options)
     }
 
     /// The same for files in memory: their names (as in a folder) and contents.
@@ -52,16 +54,16 @@ impl Outline {
     /// As [`Self::open`]; messages name the files as they are named here.
     pub fn from_bytes(files: Vec<(String, Cow<'static, [u8]>)>, options: LoadOptions) -> Result<Outline> {
         check_options(&options)?;
-        Outline::new(&ModelFiles::from_bytes(files), options)
+        Outline::new(ModelFiles::from_bytes(files), options)
     }
 
-    pub(super) fn new(files: &ModelFiles, options: LoadOptions) -> Result<Outline> {
-        let checkpoint = Checkpoint::open(files)?;
-        let config = Config::read(files)?;
+    fn new(files: ModelFiles, options: LoadOptions) -> Result<Outline> {
+        let checkpoint = Checkpoint::open(&files)?;
+        let config = Config::read(&files)?;
         let spec = Arc::new(spec_from(&config, &checkpoint)?);
         let unused_tensors = check_tensors(&spec, &checkpoint)?.unused;
-        let tokenizer = Companion::tokenizer(files);
-        let chat_template = Companion::chat_template(files);
+        let tokenizer = Companion::tokenizer(&files);
+        let chat_template = Companion::chat_template(&files);
         if let Some(tokenizer) = tokenizer.usable()
             && tokenizer.vocab_size() > spec.vocab_size
         {
@@ -69,7 +71,15 @@ impl Outline {
             let problem = format!("expected ids below {expected}, the rows of the embedding, found id {}", found - 1);
             return Err(Error::Tokenizer { path: tokenizer.path().to_owned(), problem });
         }
-        Ok(Outline { spec, checkpoint, unused_tensors, tokenizer, chat_template, options })
+        Ok(Outline { files, spec, checkpoint, unused_tensors, tokenizer, chat_template, options })
+    }
+
+    /// The second half: loads the weights.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if they do not fit, and those of generation_config.json and of the weights' values.
+    pub fn load(self) -> Result<Model> {
+        load(self)
     }
 
     /// The facts that tell this model from others.
