@@ -108,12 +108,20 @@ pub fn parse(line: &str) -> Result<Command, String> {
             if path.is_empty() {
                 Err("expected /save FILE".to_owned())
             } else {
-                Ok(Command::Save { path: path.into(), cache })
+                Ok(Command::Save { path: file(path), cache })
             }
         }
         "/load" if argument.is_empty() => Err("expected /load FILE".to_owned()),
-        "/load" => Ok(Command::Load(argument.into())),
+        "/load" => Ok(Command::Load(file(argument))),
         _ => Err(format!("{name} is no command; /help lists them (a space before it sends it to the model)")),
+    }
+}
+
+/// A file as a user names it: no shell is there to replace `~`.
+fn file(name: &str) -> PathBuf {
+    match (name.strip_prefix("~/"), std::env::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(name),
     }
 }
 

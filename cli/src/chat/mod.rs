@@ -193,7 +193,7 @@ impl Chat<'_> {
                 self.say(&system);
             }
             Command::System(Some(_)) if !self.prompter.has_template() => {
-                self.say("A system message needs a chat template, and this model has none.");
+                self.say("There is no chat template to put a system message into.");
             }
             Command::System(Some(text)) => {
                 self.conversation.set_system(&text);
