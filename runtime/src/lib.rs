@@ -49,9 +49,9 @@
 //!
 //! # Threads
 //! A model is `Send + Sync` and its clones share everything; a session is `Send`. The forward passes of one model run
-//! one at a time on the model's own team of threads ([`LoadOptions::threads`]): sessions on several threads queue, each
-//! blocked, and none is starved. They may be called from inside a rayon pool. No lock is held between passes. Logits,
-//! and so texts, are bit for bit the same for any number of threads and whatever other sessions do.
+//! one at a time on the model's own team of threads ([`LoadOptions::threads`]): sessions on several threads wait for
+//! their turns, blocked, in the order of asking. They may be called from inside a rayon pool. No lock is held between
+//! passes. Logits, and so texts, are bit for bit the same for any number of threads and whatever other sessions do.
 //!
 //! # Memory
 //! Weights are mapped and used in place where their type allows. Blocks of the KV cache are taken as sessions grow, from

@@ -203,7 +203,7 @@ fn read(model: &Model, path: &Path) -> Result<(Vec<u32>, Sequence)> {
             return Err(refuse(format!("not a saved cache of this model: {key} is {found:?}, expected {expected:?}")));
         }
     }
-    if 8 + header_len + header.data_len() as u64 != file_len {
+    if (header.data_len() as u64).checked_add(8 + header_len) != Some(file_len) {
         return Err(damaged("its length is not what its header says"));
     }
 

@@ -1,6 +1,6 @@
 //! The CPU: activations in f32, one team of threads, every operation a loop over tiles with one barrier.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
 use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvBlock};
@@ -10,6 +10,7 @@ use infer_kernels::{Crew, Team};
 
 use super::KvAddress;
 use super::batch::Batch;
+use super::fair_mutex::FairMutex;
 use crate::kv_cache::{BlockCopy, KvPool, LayerSlot};
 use crate::model::linear::{Linear, Weight};
 use crate::model::spec::{self, Block, Spec};
@@ -21,8 +22,8 @@ pub(crate) struct CpuBackend {
     weights: Weights,
     slots: Vec<LayerSlot>,
     team: Team,
-    /// Held for one whole pass.
-    state: Mutex<State>,
+    /// Held for one whole pass. One that panicked leaves buffers that the next overwrites.
+    state: FairMutex<State>,
 }
 
 #[derive(Default)]
@@ -71,17 +72,12 @@ struct ProjectionScratch {
 
 impl CpuBackend {
     pub fn new(spec: Arc<Spec>, weights: Weights, slots: Vec<LayerSlot>, team: Team) -> CpuBackend {
-        CpuBackend { spec, weights, slots, team, state: Mutex::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A pass that panicked leaves buffers that the next pass overwrites, so a poisoned lock is as good.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        CpuBackend { spec, weights, slots, team, state: FairMutex::default() }
     }
 
     /// See [`super::Backend::run`].
     pub fn run(&self, pool: &KvPool, batch: &Batch<'_>, logits: &mut Vec<f32>, pass: impl FnOnce(CpuPass<'_>) + Send) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let State { blocks, buffers } = &mut *state;
         make_blocks(pool, blocks);
         let queries = batch.positions.iter().zip(&batch.row_sequence);
@@ -111,7 +107,7 @@ impl CpuBackend {
         if copies.is_empty() {
             return;
         }
-        let mut state = self.state();
+        let mut state = self.state.lock();
         make_blocks(pool, &mut state.blocks);
         for copy in copies {
             let blocks = &mut state.blocks[copy.group];
@@ -124,14 +120,14 @@ impl CpuBackend {
     /// See [`super::Backend::read_kv`].
     pub fn read_kv(&self, pool: &KvPool, address: KvAddress, key: &mut [f32], value: &mut [f32]) {
         let layout = &pool.groups()[address.group].layout;
-        let state = self.state();
+        let state = self.state.lock();
         state.blocks[address.group][address.block as usize].read(layout, address.layer, address.slot, key, value);
     }
 
     /// See [`super::Backend::write_kv`].
     pub fn write_kv(&self, pool: &KvPool, address: KvAddress, key: &[f32], value: &[f32]) {
         let layout = &pool.groups()[address.group].layout;
-        let mut state = self.state();
+        let mut state = self.state.lock();
         make_blocks(pool, &mut state.blocks);
         state.blocks[address.group][address.block as usize].write(layout, address.layer, address.slot, key, value);
     }

@@ -6,6 +6,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod cpu;
+pub(crate) mod fair_mutex;
 
 use crate::kv_cache::{BlockCopy, KvPool};
 use batch::Batch;
