@@ -106,6 +106,6 @@ fn factors_that_do_not_fit_each_other_are_refused() {
     let inner = factored.get_mut(name).expect("a factor");
     inner.shape[0] -= 1;
     inner.values.truncate(inner.shape.iter().product());
-    let error = load(&factored, &config, exact()).err().expect("an error").to_string();
+    let error = load(&factored, &config, exact()).expect_err("an error").to_string();
     assert!(error.contains(name) && error.contains("expected shape [5, "), "{error}");
 }
