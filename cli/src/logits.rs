@@ -12,6 +12,7 @@ use crate::exit::wrong_use;
 use crate::interrupt::Interrupts;
 use crate::load;
 use crate::out_file::OutFile;
+use crate::terminal;
 use crate::values;
 
 /// Computes and writes.
@@ -61,6 +62,17 @@ fn checked_options(prompt: &[u32], decode: Option<usize>, model_args: &ModelArgs
     let total = prompt.len().saturating_add(decode.unwrap_or(0).saturating_sub(1));
     if prompt.len() > context {
         return Err(Error::ContextFull { needed: prompt.len(), context }.into());
+    }
+    // All logits are held until the file is written.
+    let rows = prompt.len().saturating_add(decode.unwrap_or(0)) as u64;
+    let needed = rows.saturating_mul(vocab_size as u64).saturating_mul(size_of::<f32>() as u64);
+    let plan = outline.memory_plan()?;
+    if let Some(available) = plan.available.map(|available| available.saturating_sub(plan.weights))
+        && needed > available
+    {
+        let (needed, available) = (terminal::bytes(needed), terminal::bytes(available));
+        let problem = format!("the logits of {rows} tokens take {needed}, available besides the weights {available}");
+        return Err(Error::Memory(problem).into());
     }
     if total > context {
         if options.context.is_some() || spec.embedding.positions.is_some() {

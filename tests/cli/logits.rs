@@ -83,6 +83,12 @@ fn decoding_goes_on_beyond_the_context_of_a_rotary_model() {
 }
 
 #[test]
+fn logits_beyond_the_memory_are_refused_before_they_are_computed() {
+    let args = ["logits", "--tokens", "7", "--decode", "10000", "--memory", "64M", "--out", "/dev/null"];
+    assert_fails(&args, b"", 4, &["memory", "10001 tokens"]);
+}
+
+#[test]
 fn a_folder_without_a_tokenizer_is_enough() {
     let folder = demo_files(&["config.json", "model.safetensors"]);
     let out = folder.path().join("a.safetensors");
