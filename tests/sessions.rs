@@ -234,6 +234,32 @@ fn a_cancelled_prefill_keeps_what_is_done_and_can_go_on() {
 }
 
 #[test]
+fn cancelling_in_the_middle_of_a_pass_leaves_a_session_that_can_go_on() {
+    let model = exact_demo();
+    let prompt: Vec<u32> = (0..490).map(|index| 300 + index * 7 % 3000).collect();
+    let mut whole = model.session();
+    whole.prefill(&prompt).expect("prefill");
+    let expected = answer(&mut whole, greedy(5));
+    for delay in 0..20 {
+        let cancel = CancelToken::default();
+        let mut session = model.session();
+        session.prefill(&prompt[..3]).expect("prefill");
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(delay));
+                cancel.cancel();
+            });
+            session.prefill_with(&prompt[3..], &cancel, |_| {})
+        });
+        assert!(matches!(outcome, Ok(()) | Err(Error::Cancelled)), "{outcome:?}");
+        assert!(prompt.starts_with(session.tokens()));
+        assert_eq!(session.tokens().len() == prompt.len(), outcome.is_ok());
+        session.sync_to(&prompt).expect("the rest of the prompt");
+        assert_eq!(answer(&mut session, greedy(5)), expected, "cancelled after {delay} ms");
+    }
+}
+
+#[test]
 fn a_cancelled_generation_says_so_and_can_go_on() {
     let model = exact_demo();
     let whole = answer(&mut session_with(&model, "Once upon a time"), greedy(12));

@@ -42,7 +42,7 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Tokens that end the answer; `None` takes [`Model::stop_tokens`](crate::Model::stop_tokens).
     pub stop_tokens: Option<StopTokens>,
-    /// Looked at before each token.
+    /// Ends the answer, at once or within a layer of the token that is being computed.
     pub cancel: CancelToken,
 }
 

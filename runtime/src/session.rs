@@ -68,7 +68,8 @@ impl Session {
         self.prefill_with(tokens, &CancelToken::default(), |_| {})
     }
 
-    /// [`Self::prefill`] that can be cancelled between its chunks, and that says after each how far it has come.
+    /// [`Self::prefill`] that can be cancelled, and that says after each chunk of it how far it has come. What a chunk
+    /// had done when it was cancelled is lost.
     ///
     /// # Errors
     /// As [`Self::prefill`], and [`Error::Cancelled`] half-way.
@@ -205,9 +206,6 @@ impl Session {
         let n_missing = total - self.sequence.len();
         self.logits.clear();
         while self.sequence.len() < total {
-            if cancel.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
             let began = Instant::now();
             let start = self.sequence.len();
             // Old tokens and new ones are never in one chunk: only the rows of the new ones may be wanted.
@@ -225,7 +223,7 @@ impl Session {
                 rope_length: total,
                 logits,
             };
-            let computed = model.engine().forward(&mut [part])?;
+            let computed = model.engine().forward(&mut [part], cancel)?;
             if start >= n_old {
                 self.tokens.extend_from_slice(&new[start - n_old..end - n_old]);
             }

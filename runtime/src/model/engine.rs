@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::backend::batch::Batch;
 use crate::backend::{Backend, KvAddress};
 use crate::error::{Error, Result};
+use crate::generate::CancelToken;
 use crate::kv_cache::{KvPool, LayerSlot, Sequence};
 use crate::model::forward::forward;
 use crate::model::rope::{RopeRows, long_factors_beyond};
@@ -123,8 +124,9 @@ impl Engine {
     /// Appends tokens to one or several sequences and returns the logits of the rows asked for, part after part and
     /// row after row. Runs in passes of at most [`MAX_ROWS`] rows.
     ///
-    /// If it fails half-way, each sequence holds the tokens of the passes that were done; see [`Sequence::len`].
-    pub fn forward(&self, parts: &mut [BatchPart<'_>]) -> Result<Logits> {
+    /// If it fails half-way or is cancelled, each sequence holds the tokens of the passes that were done; see
+    /// [`Sequence::len`].
+    pub fn forward(&self, parts: &mut [BatchPart<'_>], cancel: &CancelToken) -> Result<Logits> {
         self.check(parts)?;
         let mut logits = Logits { values: Vec::new(), vocab_size: self.spec.vocab_size };
         let mut done = vec![0; parts.len()];
@@ -141,7 +143,7 @@ impl Engine {
             if room == MAX_ROWS {
                 return Ok(logits);
             }
-            self.pass(parts, &done, &counts, &mut logits.values)?;
+            self.pass(parts, &done, &counts, &mut logits.values, cancel)?;
             for (done, count) in done.iter_mut().zip(counts) {
                 *done += count;
             }
@@ -172,7 +174,14 @@ impl Engine {
     }
 
     /// One pass over `counts[i]` tokens of each part i from token `done[i]` on.
-    fn pass(&self, parts: &mut [BatchPart<'_>], done: &[usize], counts: &[usize], logits: &mut Vec<f32>) -> Result<()> {
+    fn pass(
+        &self,
+        parts: &mut [BatchPart<'_>],
+        done: &[usize],
+        counts: &[usize],
+        logits: &mut Vec<f32>,
+        cancel: &CancelToken,
+    ) -> Result<()> {
         let mut copies = Vec::new();
         let reserved = parts.iter_mut().zip(counts).filter(|&(_, &count)| count > 0).try_for_each(|(part, &count)| {
             if part.sequence.len() == 0 {
@@ -214,7 +223,11 @@ impl Engine {
             }
         }
         let first_value = logits.len();
-        self.backend.run(&self.pool, &batch, logits, |pass| forward(&self.spec, pass));
+        let mut finished = false;
+        self.backend.run(&self.pool, &batch, logits, |pass| finished = forward(&self.spec, pass, cancel));
+        if !finished {
+            return Err(Error::Cancelled);
+        }
         for (values, &row) in logits[first_value..].chunks_exact(self.spec.vocab_size).zip(&batch.logit_rows) {
             if let Some(token) = values.iter().position(|value| !value.is_finite()) {
                 return Err(Error::NotFinite { position: batch.positions[row], token });
@@ -274,7 +287,7 @@ mod tests {
             let path = entry.unwrap().path();
             let options = LoadOptions { compute: Compute::F32, threads: Some(2), ..LoadOptions::default() };
             let model = Model::load(&path, options).unwrap();
-            let engine = model.engine();
+            let (engine, never) = (model.engine(), CancelToken::default());
             let tokens: Vec<u32> = (0..40).map(|index| 3 + index * 17 % 90).collect();
             // Prompts of several lengths, then one more token for each: one batch of 76 rows, one of 4.
             let prompts = [&tokens[..33], &tokens[3..5], &tokens[..], &tokens[7..8]];
@@ -283,12 +296,12 @@ mod tests {
             for texts in [prompts, next.each_ref().map(<[u32; 1]>::as_slice)] {
                 let alone = together.iter().zip(texts).map(|(sequence, text)| {
                     let mut fork = sequence.fork();
-                    engine.forward(&mut [part(&mut fork, text, LogitRows::All)]).unwrap().into_values()
+                    engine.forward(&mut [part(&mut fork, text, LogitRows::All)], &never).unwrap().into_values()
                 });
                 let alone: Vec<f32> = alone.collect::<Vec<_>>().concat();
                 let parts = together.iter_mut().zip(texts);
                 let mut parts: Vec<_> = parts.map(|(sequence, text)| part(sequence, text, LogitRows::All)).collect();
-                let found = engine.forward(&mut parts).unwrap();
+                let found = engine.forward(&mut parts, &never).unwrap();
                 let difference = difference(found.values(), &alone);
                 assert!(difference <= 1e-4, "{}: {difference} apart", path.display());
             }
@@ -301,12 +314,12 @@ mod tests {
     fn only_the_rows_asked_for_are_computed() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/models/llama-gqa");
         let model = Model::load(folder, LoadOptions::default()).unwrap();
-        let engine = model.engine();
+        let (engine, never) = (model.engine(), CancelToken::default());
         let mut sequences: [Sequence; 3] = std::array::from_fn(|_| engine.new_sequence());
         let wanted = [LogitRows::None, LogitRows::Last, LogitRows::All];
         let mut parts: Vec<_> =
             sequences.iter_mut().zip(wanted).map(|(sequence, rows)| part(sequence, &[5, 6, 7], rows)).collect();
-        let logits = engine.forward(&mut parts).unwrap();
+        let logits = engine.forward(&mut parts, &never).unwrap();
         assert_eq!(logits.n_rows(), 1 + 3);
         assert_eq!(logits.row(0), logits.row(3), "the last row of two equal sequences");
     }

@@ -20,8 +20,8 @@ use crate::options::{KvType, LoadOptions, WeightFormat};
 use crate::text_files::Companion;
 use crate::tokenizer::Tokenizer;
 
-/// Multiply-adds of a chunk of prefill: about two seconds of work for two cores, which is how long a cancelled prefill
-/// may go on.
+/// Multiply-adds of a chunk of prefill: about two seconds of work for two cores. Progress is told after each chunk, other
+/// sessions wait for one at most, and no more is lost when a prefill is cancelled.
 const CHUNK_WORK: usize = 300_000_000_000;
 /// The least tokens of a chunk: with fewer, reading the weights takes a good part of the time.
 const LEAST_CHUNK: usize = 64;
