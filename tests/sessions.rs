@@ -48,6 +48,16 @@ fn eight_sessions_from_rayons_global_pool_equal_one_after_the_other() {
 }
 
 #[test]
+fn a_session_goes_on_in_another_thread_after_its_models_handle_is_gone() {
+    let model = exact_demo();
+    let expected = answer(&mut session_with(&model, "Once upon a time"), greedy(10));
+    let mut session = session_with(&model, "Once upon a time");
+    drop(model);
+    let thread = std::thread::spawn(move || answer(&mut session, greedy(10)));
+    assert_eq!(thread.join().expect("a thread"), expected);
+}
+
+#[test]
 fn text_is_the_same_for_any_number_of_threads() {
     for weights in [WeightFormat::AsStored, WeightFormat::Int8, WeightFormat::Int4] {
         let with = |threads| {
