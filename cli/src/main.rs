@@ -20,6 +20,7 @@ mod tokenize;
 mod turn;
 mod values;
 mod version;
+mod word_wrap;
 
 use std::process::ExitCode;
 

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::{Context, Result};
 
 use crate::terminal;
+use crate::word_wrap::WordWrap;
 
 /// Writes a text to standard output, now.
 pub fn print(text: &str) -> Result<()> {
@@ -12,17 +13,18 @@ pub fn print(text: &str) -> Result<()> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to standard output")
 }
 
-/// An answer on its way to standard output. A terminal gets no control characters and a last line break; a pipe or a
-/// file gets the text as it is.
+/// An answer on its way to standard output. A terminal gets lines that break between words, no control characters of
+/// the model's, and a last line break; a pipe or a file gets the text as it is.
 pub struct Stream {
     terminal: bool,
     at_line_start: bool,
+    wrap: WordWrap,
 }
 
 impl Stream {
     /// Begins an answer.
     pub fn new() -> Stream {
-        Stream { terminal: io::stdout().is_terminal(), at_line_start: true }
+        Stream { terminal: io::stdout().is_terminal(), at_line_start: true, wrap: WordWrap::default() }
     }
 
     /// Shows the next piece.
@@ -37,7 +39,10 @@ impl Stream {
         if let Some(last) = shown.chars().last() {
             self.at_line_start = last == '\n';
         }
-        print(&shown)
+        match terminal::stdout_width() {
+            Some(width) => print(&self.wrap.push(&shown, width)),
+            None => print(&shown),
+        }
     }
 
     /// Ends the answer.

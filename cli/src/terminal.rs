@@ -52,7 +52,17 @@ fn wrap(parts: &[impl AsRef<str>], separator: &str, width: usize) -> Vec<String>
 
 /// Whether stderr is a terminal that moves its cursor.
 pub fn stderr_is_interactive() -> bool {
-    io::stderr().is_terminal() && env::var_os("TERM").is_none_or(|term| term != "dumb")
+    io::stderr().is_terminal() && cursor_moves()
+}
+
+fn cursor_moves() -> bool {
+    env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Columns of the terminal that is stdout, if it is one that moves its cursor.
+pub fn stdout_width() -> Option<usize> {
+    let (_, columns) = console::Term::stdout().size_checked().filter(|_| cursor_moves())?;
+    Some(columns.into())
 }
 
 fn stderr_has_styles() -> bool {
