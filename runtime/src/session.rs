@@ -4,6 +4,8 @@
 //! lacks is computed when logits are asked for. So a cancelled prefill, an error half-way, a token that was drawn but
 //! not yet run through the model, and a truncation that the cache cannot follow are all the same case.
 
+mod batch;
+
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};

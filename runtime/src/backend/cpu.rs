@@ -1,17 +1,18 @@
 //! The CPU: activations in f32, one team of threads, every operation a loop over tiles with one barrier.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
 use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvBlock};
 use infer_kernels::cpu::matmul::{Projection, Store, matmul};
 use infer_kernels::cpu::{activation, moe, norm, rope};
-use infer_kernels::{Crew, Team};
+use infer_kernels::{Crew, KvType, Team};
 
 use super::KvAddress;
 use super::batch::Batch;
 use super::fair_mutex::FairMutex;
 use crate::kv_cache::{BlockCopy, KvPool, LayerSlot};
+use crate::model::cost::Cost;
 use crate::model::linear::{Linear, Weight};
 use crate::model::spec::{self, Block, Spec};
 use crate::model::weights::{FeedForward, MlpWeights, Norm, Weights};
@@ -21,7 +22,8 @@ pub(crate) struct CpuBackend {
     spec: Arc<Spec>,
     weights: Weights,
     slots: Vec<LayerSlot>,
-    team: Team,
+    /// Changed only between passes.
+    team: RwLock<Team>,
     /// Held for one whole pass. One that panicked leaves buffers that the next overwrites.
     state: FairMutex<State>,
 }
@@ -72,7 +74,17 @@ struct ProjectionScratch {
 
 impl CpuBackend {
     pub fn new(spec: Arc<Spec>, weights: Weights, slots: Vec<LayerSlot>, team: Team) -> CpuBackend {
-        CpuBackend { spec, weights, slots, team, state: FairMutex::default() }
+        CpuBackend { spec, weights, slots, team: RwLock::new(team), state: FairMutex::default() }
+    }
+
+    /// See [`super::Backend::set_team`].
+    pub fn set_team(&self, team: Team) {
+        *self.team.write().unwrap_or_else(PoisonError::into_inner) = team;
+    }
+
+    /// See [`super::Backend::cost`].
+    pub fn cost(&self, kv_type: KvType) -> Cost {
+        Cost::new(&self.spec, &self.weights, kv_type)
     }
 
     /// See [`super::Backend::run`].
@@ -87,7 +99,8 @@ impl CpuBackend {
             lists.map(|list| BlockTable { first_block: list.first_block, blocks: &list.blocks }).collect()
         };
         let tables: Vec<Vec<BlockTable<'_>>> = (0..pool.groups().len()).map(tables).collect();
-        self.team.run(|crew| {
+        let team = self.team.read().unwrap_or_else(PoisonError::into_inner);
+        team.run(|crew| {
             pass(CpuPass {
                 crew,
                 backend: self,

@@ -8,7 +8,10 @@ pub(crate) mod batch;
 pub(crate) mod cpu;
 pub(crate) mod fair_mutex;
 
+use infer_kernels::{KvType, Team};
+
 use crate::kv_cache::{BlockCopy, KvPool};
+use crate::model::cost::Cost;
 use batch::Batch;
 
 /// The devices.
@@ -45,6 +48,20 @@ impl Backend {
     ) {
         match self {
             Backend::Cpu(backend) => backend.run(pool, batch, logits, |cpu| pass(&mut Pass::Cpu(cpu))),
+        }
+    }
+
+    /// Changes the threads of later passes; waits for the one that is running.
+    pub fn set_team(&self, team: Team) {
+        match self {
+            Backend::Cpu(backend) => backend.set_team(team),
+        }
+    }
+
+    /// What passes read and compute.
+    pub fn cost(&self, kv_type: KvType) -> Cost {
+        match self {
+            Backend::Cpu(backend) => backend.cost(kv_type),
         }
     }
 

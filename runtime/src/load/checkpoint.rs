@@ -8,6 +8,7 @@ use crate::load::Bytes;
 use crate::load::files::ModelFiles;
 use crate::load::header::{self, Dtype, Entry};
 use crate::load::json::shown_name;
+use crate::load::random::{RandomTensors, Shape};
 use crate::load::shards::WeightFiles;
 
 /// A model's weights: every file mapped, every header checked.
@@ -17,6 +18,8 @@ pub struct Checkpoint {
     path: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Stored>,
+    /// Makes the bytes of tensors that lie nowhere.
+    random: Option<RandomTensors>,
 }
 
 #[derive(Debug)]
@@ -54,6 +57,9 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::File`] or [`Error::Tensor`], with the file, the tensor, what was expected and what was found.
     pub fn open(files: &ModelFiles) -> Result<Checkpoint> {
+        if let Some(shape) = files.shape() {
+            return Ok(Checkpoint::of_shape(shape));
+        }
         let WeightFiles { shards: names, index } = WeightFiles::find(files)?;
         let mut shards = Vec::with_capacity(names.len());
         let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
@@ -73,7 +79,26 @@ impl Checkpoint {
             index.check(&tensors)?;
         }
         let path = shards.first().map_or_else(|| files.folder().to_owned(), |shard| shard.path.clone());
-        Ok(Checkpoint { path, shards, tensors })
+        Ok(Checkpoint { path, shards, tensors, random: None })
+    }
+
+    /// Random weights in bf16, made when a tensor is asked for.
+    fn of_shape(shape: &Shape) -> Checkpoint {
+        let path = PathBuf::from(format!("<random {}>", shape.name()));
+        let mut end = 0;
+        let stored = |(name, shape): (String, Vec<usize>)| {
+            let start = end;
+            end += shape.iter().product::<usize>() * Dtype::BF16.bits() / 8;
+            (name, Stored { shard: 0, entry: Entry { dtype: Dtype::BF16, shape, range: start..end } })
+        };
+        let tensors = shape.tensors().into_iter().map(stored).collect();
+        let shards = vec![Shard { path: path.clone(), bytes: Bytes::from_static(&[]) }];
+        Checkpoint { path, shards, tensors, random: Some(RandomTensors::default()) }
+    }
+
+    /// Whether the bytes of tensors are made when they are asked for.
+    pub(crate) fn is_random(&self) -> bool {
+        self.random.is_some()
     }
 
     /// The first file of the weights, for messages that concern no tensor in particular.
@@ -120,11 +145,15 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Option<TensorView> {
         let Stored { shard, entry } = self.tensors.get(name)?;
         let shard = self.shards.get(*shard)?;
+        let bytes = match &self.random {
+            Some(random) => random.bytes(name, &entry.shape),
+            None => shard.bytes.slice(entry.range.clone())?,
+        };
         Some(TensorView {
             name: name.to_owned(),
             dtype: entry.dtype,
             shape: entry.shape.clone(),
-            bytes: shard.bytes.slice(entry.range.clone())?,
+            bytes,
             file: shard.path.clone(),
         })
     }

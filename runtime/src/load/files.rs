@@ -1,4 +1,4 @@
-//! Where the files of a model come from: a folder, or memory.
+//! Where the files of a model come from: a folder, memory, or a shape that is filled with random weights.
 //!
 //! Files of the Hugging Face cache are links to `../../blobs/…`, so companions are looked up beside the link and no
 //! path is resolved. Everything that is opened must be a regular file (links followed), which is asked before opening:
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::load::{Bytes, content, json};
+use crate::load::{Bytes, Shape, content, json};
 
 /// The files of one model.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct ModelFiles {
     place: Place,
     /// The file that was named, if it was not a folder.
     named: Option<String>,
+    /// What the weights look like if they are made up.
+    shape: Option<Shape>,
 }
 
 #[derive(Debug)]
@@ -46,13 +48,13 @@ impl ModelFiles {
     pub fn open(path: &Path) -> Result<ModelFiles> {
         let metadata = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
         if metadata.is_dir() {
-            return Ok(ModelFiles { place: Place::Folder(path.to_owned()), named: None });
+            return Ok(ModelFiles { place: Place::Folder(path.to_owned()), named: None, shape: None });
         }
         must_be_regular(path, &metadata)?;
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| Error::file(path, "has a name that is not UTF-8"))?;
-        Ok(ModelFiles { place: Place::Folder(folder), named: Some(name.to_owned()) })
+        Ok(ModelFiles { place: Place::Folder(folder), named: Some(name.to_owned()), shape: None })
     }
 
     /// Files in memory, each with the name that it would have in a folder.
@@ -61,7 +63,18 @@ impl ModelFiles {
             Cow::Borrowed(bytes) => (name, Bytes::from_static(bytes)),
             Cow::Owned(bytes) => (name, Bytes::from_vec(bytes)),
         });
-        ModelFiles { place: Place::Memory(files.collect()), named: None }
+        ModelFiles { place: Place::Memory(files.collect()), named: None, shape: None }
+    }
+
+    /// A config.json alone; the weights are made when they are asked for.
+    pub(crate) fn of_shape(shape: &Shape) -> ModelFiles {
+        let files = vec![("config.json".to_owned(), shape.config().into_bytes().into())];
+        ModelFiles { shape: Some(shape.clone()), ..ModelFiles::from_bytes(files) }
+    }
+
+    /// The shape that these files stand for, if the weights are made up.
+    pub(crate) fn shape(&self) -> Option<&Shape> {
+        self.shape.as_ref()
     }
 
     /// The name of the file that was opened, if it was not a folder.

@@ -23,6 +23,9 @@ const LARGEST_HEADER: u64 = 100_000_000;
 pub struct Dtype(safetensors::Dtype);
 
 impl Dtype {
+    /// The upper half of a binary32.
+    pub(crate) const BF16: Dtype = Dtype(safetensors::Dtype::BF16);
+
     /// The kernels' name of this type; none if they cannot compute with it.
     pub fn element_type(self) -> Option<ElementType> {
         match self.0 {

@@ -17,6 +17,7 @@ pub(crate) mod header;
 mod index;
 pub(crate) mod json;
 mod memory;
+mod random;
 mod shards;
 
 pub use available::available_memory;
@@ -28,3 +29,4 @@ pub(crate) use config::LARGEST_CONFIG;
 pub use files::{ModelFile, ModelFiles};
 pub use header::Dtype;
 pub use memory::{MemoryPlan, PlanOptions, plan_memory};
+pub use random::Shape;

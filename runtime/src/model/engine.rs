@@ -7,6 +7,7 @@ use crate::backend::{Backend, KvAddress};
 use crate::error::{Error, Result};
 use crate::generate::CancelToken;
 use crate::kv_cache::{KvPool, LayerSlot, Sequence};
+use crate::model::clock::Clock;
 use crate::model::forward::forward;
 use crate::model::rope::{RopeRows, long_factors_beyond};
 use crate::model::spec::Spec;
@@ -21,6 +22,7 @@ pub(crate) struct Engine {
     backend: Backend,
     pool: Arc<KvPool>,
     slots: Vec<LayerSlot>,
+    clock: Clock,
     /// Total length above which longrope uses its long factors.
     long_factors_beyond: Option<usize>,
 }
@@ -89,11 +91,20 @@ impl Logits {
 impl Engine {
     pub fn new(spec: Arc<Spec>, backend: Backend, pool: Arc<KvPool>, slots: Vec<LayerSlot>) -> Engine {
         let long_factors_beyond = spec.ropes.iter().find_map(long_factors_beyond);
-        Engine { spec, backend, pool, slots, long_factors_beyond }
+        Engine { spec, backend, pool, slots, clock: Clock::default(), long_factors_beyond }
     }
 
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// The clock of its passes.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// An empty sequence.
@@ -224,7 +235,7 @@ impl Engine {
         }
         let first_value = logits.len();
         let mut finished = false;
-        self.backend.run(&self.pool, &batch, logits, |pass| finished = forward(&self.spec, pass, cancel));
+        self.backend.run(&self.pool, &batch, logits, |pass| finished = forward(&self.spec, pass, &self.clock, cancel));
         if !finished {
             return Err(Error::Cancelled);
         }

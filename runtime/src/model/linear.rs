@@ -41,6 +41,15 @@ impl Matrix {
         view(self.format, self.rows, self.cols, &self.bytes).expect("checked when the matrix was made")
     }
 
+    pub fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether both are the same bytes, not merely equal ones.
+    pub fn shares_bytes(&self, other: &Matrix) -> bool {
+        self.bytes.as_ptr() == other.bytes.as_ptr()
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }

@@ -108,6 +108,11 @@ fn fingerprint(files: &ModelFiles, checkpoint: &Checkpoint, options: &LoadOption
     checksum.update(format!("{:?}", options.weights).as_bytes());
     let step = checkpoint.len() / SAMPLED_TENSORS + 1;
     for (index, name) in checkpoint.names().enumerate() {
+        // The name and the shape of random weights say all about them.
+        if checkpoint.is_random() {
+            checksum.update(format!("random {name} {:?}", checkpoint.shape(name)).as_bytes());
+            continue;
+        }
         let Some(tensor) = checkpoint.tensor(name) else { continue };
         checksum.update(format!("{name} {} {:?}", tensor.dtype, tensor.shape).as_bytes());
         if index % step == 0 {

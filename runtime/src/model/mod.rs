@@ -1,6 +1,8 @@
 //! A model: its facts, its weights, the forward pass, and what its files say about text.
 
 pub mod arch;
+pub mod clock;
+pub mod cost;
 pub(crate) mod engine;
 pub(crate) mod forward;
 pub(crate) mod linear;
@@ -16,6 +18,8 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use infer_kernels::{Isa, KvType, Team};
+
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::load::MemoryPlan;
@@ -25,6 +29,8 @@ use crate::session::Session;
 use crate::stop::StopTokens;
 use crate::text_files::Companion;
 use crate::tokenizer::Tokenizer;
+use clock::Profile;
+use cost::Cost;
 use engine::Engine;
 use outline::Outline;
 use spec::Spec;
@@ -123,6 +129,40 @@ impl Model {
     /// A new, empty session.
     pub fn session(&self) -> Session {
         Session::new(self.clone())
+    }
+
+    /// Changes the number of threads of later passes, of all clones and sessions. Results do not depend on it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the system does not give so many.
+    pub fn set_threads(&self, threads: usize) -> Result<()> {
+        self.0.engine.backend().set_team(Team::new(threads, Isa::from_env()?)?);
+        Ok(())
+    }
+
+    /// The type of cached keys and values.
+    pub fn kv_type(&self) -> KvType {
+        self.0.engine.kv_type()
+    }
+
+    /// What forward passes read and compute.
+    pub fn cost(&self) -> Cost {
+        self.0.engine.backend().cost(self.kv_type())
+    }
+
+    /// Starts to measure where the time of this model's forward passes goes.
+    pub fn start_profile(&self) {
+        self.0.engine.clock().start();
+    }
+
+    /// Stops measuring and says what has come together since the start.
+    pub fn stop_profile(&self) -> Profile {
+        self.0.engine.clock().stop()
+    }
+
+    /// Whether both are one model in memory.
+    pub(crate) fn is_clone_of(&self, other: &Model) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(crate) fn engine(&self) -> &Engine {

@@ -14,7 +14,7 @@ use super::spec::{FeedForward, Linear, Mlp, Spec};
 use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::load::{
-    Checkpoint, Config, Dtype, MemoryPlan, ModelFiles, PlanOptions, available_memory, check_tensors, plan_memory,
+    Checkpoint, Config, Dtype, MemoryPlan, ModelFiles, PlanOptions, Shape, available_memory, check_tensors, plan_memory,
 };
 use crate::options::{KvType, LoadOptions, WeightFormat};
 use crate::text_files::Companion;
@@ -55,6 +55,15 @@ impl Outline {
     pub fn from_bytes(files: Vec<(String, Cow<'static, [u8]>)>, options: LoadOptions) -> Result<Outline> {
         check_options(&options)?;
         Outline::new(ModelFiles::from_bytes(files), options)
+    }
+
+    /// A model of this shape with random weights, for measuring speed. It has no tokenizer, and what it says is noise.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for the options.
+    pub fn of_shape(shape: &Shape, options: LoadOptions) -> Result<Outline> {
+        check_options(&options)?;
+        Outline::new(ModelFiles::of_shape(shape), options)
     }
 
     fn new(files: ModelFiles, options: LoadOptions) -> Result<Outline> {
@@ -121,7 +130,11 @@ impl Outline {
     pub fn memory_plan(&self) -> Result<MemoryPlan> {
         let options = &self.options;
         // Weights that stay where they are mapped are taken already.
-        let mapped = if options.weights == WeightFormat::AsStored { self.checkpoint.total_bytes() } else { 0 };
+        let mapped = if options.weights == WeightFormat::AsStored && !self.checkpoint.is_random() {
+            self.checkpoint.total_bytes()
+        } else {
+            0
+        };
         let plan = PlanOptions {
             weights: options.weights,
             kv: self.kv_type(),
