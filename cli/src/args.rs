@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use infer_runtime::Override;
+
 use crate::values;
 
 const EXAMPLES: &str = "\
@@ -80,6 +82,12 @@ pub struct ModelArgs {
     /// Quantize the weights to 4 bits while loading
     #[arg(long, global = true)]
     pub q4: bool,
+    /// Make some matrices q8, q4 or stored, such as 'model.layers.*.mlp.down_proj=q8' (may be given several times)
+    #[arg(long = "override", value_name = "GLOB=FORMAT", global = true, value_parser = values::override_of, allow_hyphen_values = true)]
+    pub overrides: Vec<Override>,
+    /// Neither use nor keep quantized weights in the user's cache
+    #[arg(long, global = true)]
+    pub no_cache: bool,
     /// Most tokens that the conversation may hold [default: the model's context, or what fits]
     #[arg(long, value_name = "TOKENS", global = true, value_parser = values::count, allow_hyphen_values = true)]
     pub ctx: Option<usize>,

@@ -126,6 +126,7 @@ pub fn line(error: &anyhow::Error) -> String {
 fn flag(option: &str) -> String {
     match option {
         "context" => "--ctx".to_owned(),
+        "weights" => "--q8 or --q4".to_owned(),
         "repetition_penalty" => "--repeat-penalty".to_owned(),
         _ => format!("--{}", option.replace('_', "-")),
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use infer_kernels::Isa;
-use infer_runtime::{Compute, KvType, LoadOptions, Model, Outline, WeightFormat};
+use infer_runtime::{Compute, KvType, LoadOptions, Model, Notice, Outline, PackedCache, WeightFormat};
 
 use crate::args::{ComputeArg, KvArg, ModelArgs};
 use crate::demo;
@@ -22,6 +22,8 @@ pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
     };
     Ok(LoadOptions {
         weights,
+        overrides: args.overrides.clone(),
+        cache: if args.no_cache { None } else { PackedCache::default_folder() },
         context: args.ctx,
         threads: args.threads,
         compute: match args.compute {
@@ -41,14 +43,27 @@ pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
 
 /// Reads and checks all but the weights. Loading them draws a progress bar on a terminal.
 pub fn outline(args: &ModelArgs, mut options: LoadOptions) -> Result<Outline> {
-    let what = if options.weights == WeightFormat::AsStored { "loading" } else { "quantizing" };
-    // Cleared when the options are dropped, which is when the weights are loaded.
-    let bar = terminal::progress_bar(what, &Unit::Bytes);
-    options.progress = Some(Arc::new(move |progress| terminal::advance(&bar, progress)));
+    let quantizes = options.weights != WeightFormat::AsStored || !options.overrides.is_empty();
+    listen(&mut options, if quantizes { "quantizing" } else { "loading" }, args);
     Ok(match &args.model {
         Some(path) => Outline::open(path, options)?,
         None => Outline::from_bytes(demo::files(), options)?,
     })
+}
+
+/// Shows how loading goes on: a bar on a terminal, and a line for what a person has to know.
+pub fn listen(options: &mut LoadOptions, what: &'static str, args: &ModelArgs) {
+    // Cleared when the options are dropped, which is when the weights are loaded.
+    let bar = terminal::progress_bar(what, &Unit::Bytes);
+    let drawn = bar.clone();
+    options.progress = Some(Arc::new(move |progress| terminal::advance(&drawn, progress)));
+    // A terminal has seen the bar; the model inside the program is quantized in no time.
+    let tells_success = args.verbose || (args.model.is_some() && !terminal::stderr_is_interactive());
+    options.notices = Some(Arc::new(move |notice| {
+        if tells_success || !matches!(notice, Notice::Quantized { .. }) {
+            bar.suspend(|| terminal::note(&format!("infer: {}", terminal::escape_controls(&notice.to_string()))));
+        }
+    }));
 }
 
 /// The outline of a model for text. Says so if it is the one inside the program.

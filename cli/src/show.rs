@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use infer_runtime::load::TensorView;
 use infer_runtime::model::spec::{Attention, Mlp, Spec};
+use infer_runtime::quantize::Class;
 use infer_runtime::{Compute, MemoryPlan, Outline};
 use serde_json::{Value, json};
 
@@ -96,6 +97,10 @@ impl Description {
             "unused_tensors": self.outline.unused_tensors(),
             "tokenizer": matches!(self.outline.tokenizer(), Ok(Some(_))),
             "chat_template": matches!(self.outline.chat_template(), Ok(Some(_))),
+            "plan": self.outline.quant_plan().summary(),
+            "classes": self.outline.quant_plan().classes().iter().map(class_json).collect::<Vec<_>>(),
+            "bits_per_weight": self.outline.quant_plan().bits_per_weight(),
+            "bits_per_matrix_weight": self.outline.quant_plan().bits_per_matrix_weight(),
             "memory": self.plan.as_ref().ok(),
         });
         if with_tensors && let Some(object) = object.as_object_mut() {
@@ -144,6 +149,13 @@ impl Description {
                 Err(error) => format!("unusable: {error}"),
             },
         );
+        let quant_plan = self.outline.quant_plan();
+        for Class { name, format, weights, bytes: size } in quant_plan.classes() {
+            let bits = 8.0 * size as f64 / weights as f64;
+            lines.add("plan", &format!("{name:20}{:7}{:>9}{bits:7.2} bits", format.name(), bytes(size)));
+        }
+        let bits = [quant_plan.bits_per_weight(), quant_plan.bits_per_matrix_weight()];
+        lines.add("bits per weight", &format!("{:.2} of the whole file, {:.2} of all matrices", bits[0], bits[1]));
         if let Ok(plan) = &self.plan {
             lines.add("context here", &format!("{} tokens", plan.context));
             lines.add("memory", &format!("weights {}", bytes(plan.weights)));
@@ -162,6 +174,10 @@ impl Description {
         }
         lines.text
     }
+}
+
+fn class_json(class: &Class) -> Value {
+    json!({ "name": class.name, "format": class.format.name(), "weights": class.weights, "bytes": class.bytes })
 }
 
 fn tensor_json(tensor: &TensorView) -> Value {

@@ -106,7 +106,7 @@ pub fn progress_bar(what: &'static str, unit: &Unit) -> ProgressBar {
     let target = if stderr_is_interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target).with_message(what).with_finish(ProgressFinish::AndClear);
     let style = ProgressStyle::with_template(match unit {
-        Unit::Bytes => "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes}",
+        Unit::Bytes => "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
         Unit::Tokens => "{msg} {wide_bar} {pos}/{len} tokens",
     });
     match style {

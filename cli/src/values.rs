@@ -1,6 +1,8 @@
 //! Reads the values of flags. clap puts the flag and the value in front of each message: `invalid value 'nan' for
 //! '--temperature <T>': expected a number, 0 or more`.
 
+use infer_runtime::{Error, Override};
+
 use anyhow::Result;
 
 use crate::exit::wrong_use;
@@ -106,6 +108,14 @@ pub fn seed(text: &str) -> Result<u64, String> {
 /// A text that is not empty.
 pub fn stop(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("expected a text to stop at, not an empty one".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// `GLOB=FORMAT`.
+pub fn override_of(text: &str) -> Result<Override, String> {
+    Override::parse(text).map_err(|error| match error {
+        Error::InvalidOption { expected, .. } => format!("expected {expected}"),
+        other => other.to_string(),
+    })
 }
 
 #[cfg(test)]

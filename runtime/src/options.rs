@@ -1,14 +1,18 @@
 //! How a model is loaded: weight format, context, threads, arithmetic, cache type, memory.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+use crate::quantize::Override;
 
 pub use infer_kernels::cpu::kv::KvType;
 
 /// What weight matrices become while they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightFormat {
-    /// As the files have them (f32, f16, bf16), used in place.
+    /// As the files have them (f32, f16, bf16), used in place; if the files are packed already, as they are packed.
     #[default]
     AsStored,
     /// 8-bit codes, one f16 scale for each group of 32 inputs: 8.5 bits a weight.
@@ -16,6 +20,24 @@ pub enum WeightFormat {
     /// 4-bit codes into a table, one byte for each group of 16 inputs: about 4.5 bits a weight; embedding and head
     /// in 8 bits.
     Int4,
+}
+
+impl WeightFormat {
+    /// The name in overrides and listings: `stored`, `q8`, `q4`.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightFormat::AsStored => "stored",
+            WeightFormat::Int8 => "q8",
+            WeightFormat::Int4 => "q4",
+        }
+    }
+
+    /// The format of a name.
+    pub fn named(name: &str) -> Option<WeightFormat> {
+        [WeightFormat::AsStored, WeightFormat::Int8, WeightFormat::Int4]
+            .into_iter()
+            .find(|format| format.name() == name)
+    }
 }
 
 /// The arithmetic of a forward pass.
@@ -38,6 +60,8 @@ pub enum Compute {
 pub struct LoadOptions {
     /// What weight matrices become.
     pub weights: WeightFormat,
+    /// Matrices that become something else, by their names; of several that describe one matrix the last holds.
+    pub overrides: Vec<Override>,
     /// Longest sequence, in tokens. Default: the model's own, or what fits the memory, whichever is smaller.
     pub context: Option<usize>,
     /// Whether `context` may exceed what the model was made for. Its answers get worse there; a model with learned
@@ -52,8 +76,14 @@ pub struct LoadOptions {
     pub kv: Option<KvType>,
     /// Bytes of memory that the model may use. Default: what is available to the process.
     pub memory: Option<u64>,
+    /// A folder that keeps packed weights, so that a model is quantized once
+    /// ([`PackedCache::default_folder`](crate::quantize::PackedCache::default_folder) is the user's). Default: none.
+    /// Models from memory are never kept.
+    pub cache: Option<PathBuf>,
     /// Called now and then while weights are loaded, from one thread at a time.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    /// Called with what a person may want to know of the loading.
+    pub notices: Option<Arc<dyn Fn(Notice) + Send + Sync>>,
 }
 
 impl LoadOptions {
@@ -71,13 +101,16 @@ impl fmt::Debug for LoadOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoadOptions")
             .field("weights", &self.weights)
+            .field("overrides", &self.overrides)
             .field("context", &self.context)
             .field("beyond_context", &self.beyond_context)
             .field("threads", &self.threads)
             .field("compute", &self.compute)
             .field("kv", &self.kv)
             .field("memory", &self.memory)
+            .field("cache", &self.cache)
             .field("progress", &self.progress.is_some())
+            .field("notices", &self.notices.is_some())
             .finish()
     }
 }
@@ -89,4 +122,59 @@ pub struct Progress {
     pub done: u64,
     /// All that there is to do.
     pub total: u64,
+}
+
+/// What a person may want to know of the loading: one line each.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Notice {
+    /// Another process is quantizing this model.
+    Waiting,
+    /// The packed model that was kept cannot be used.
+    Rebuilding {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The packed model cannot be kept; the model is loaded all the same.
+    NotCached {
+        /// The file or folder that cannot be written.
+        path: PathBuf,
+        /// The system's words.
+        problem: String,
+    },
+    /// The model was quantized.
+    Quantized {
+        /// The size of the weights as they are stored.
+        source_bytes: u64,
+        /// Their size now.
+        packed_bytes: u64,
+        /// How long it took.
+        elapsed: Duration,
+        /// The file that keeps them.
+        path: Option<PathBuf>,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::Waiting => write!(f, "waiting for another process that is quantizing this model"),
+            Notice::Rebuilding { path, problem } => write!(f, "{} {problem}; it is made anew", path.display()),
+            Notice::NotCached { path, problem } => {
+                write!(f, "the quantized weights are not kept: {}: {problem}", path.display())
+            }
+            Notice::Quantized { source_bytes, packed_bytes, elapsed, path } => {
+                let [source, packed] = [source_bytes, packed_bytes].map(|bytes| *bytes as f64 / 1e9);
+                let seconds = elapsed.as_secs_f64();
+                let rate = if seconds > 0.0 { source / seconds } else { 0.0 };
+                write!(f, "quantized {source:.2} GB to {packed:.2} GB in {seconds:.1} s, {rate:.2} GB/s")?;
+                match path {
+                    Some(path) => write!(f, "; kept in {}", path.display()),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
 }

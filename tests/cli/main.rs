@@ -24,6 +24,7 @@ struct Run {
 fn infer(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_infer"));
     command.args(args).env_remove("INFER_ISA").env_remove("RUST_BACKTRACE");
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

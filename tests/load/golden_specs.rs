@@ -2,18 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use infer_runtime::QuantPlan;
 use infer_runtime::load::{Checkpoint, Config, ModelFiles, PlanOptions, check_tensors, plan_memory};
 use infer_runtime::model::arch::spec_from;
 use infer_runtime::options::{KvType, WeightFormat};
 
-const PLAN_OPTIONS: PlanOptions = PlanOptions {
-    weights: WeightFormat::AsStored,
-    kv: KvType::F32,
-    context: None,
-    beyond_context: false,
-    chunk: 512,
-    available: None,
-};
+const PLAN_OPTIONS: PlanOptions =
+    PlanOptions { kv: KvType::F32, context: None, beyond_context: false, chunk: 512, available: None };
 
 fn folders(of: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(of) else { return Vec::new() };
@@ -34,7 +29,8 @@ fn every_golden_model_has_the_tensors_that_its_config_asks_for() {
         let checked = ModelFiles::open(folder).and_then(|files| {
             let checkpoint = Checkpoint::open(&files)?;
             let spec = spec_from(&Config::read(&files)?, &checkpoint)?;
-            let plan = plan_memory(&spec, &checkpoint, &PLAN_OPTIONS)?;
+            let quant_plan = QuantPlan::new(&spec, &checkpoint, WeightFormat::AsStored, &[])?;
+            let plan = plan_memory(&spec, &checkpoint, &quant_plan, &PLAN_OPTIONS)?;
             Ok((check_tensors(&spec, &checkpoint)?, plan, checkpoint))
         });
         let (checked, plan, checkpoint) = checked.unwrap_or_else(|error| panic!("{error}"));

@@ -5,6 +5,10 @@
 pub mod int4;
 pub mod int8;
 
+/// The version of what packed bytes are and mean. Files of packed weights name it, and those of another version are not
+/// read: it grows with every change of a layout, a table, or of what a search chooses.
+pub const LAYOUT_VERSION: u32 = 1;
+
 /// A weight that the search can work with: what is not finite counts as 0, and magnitudes above 1e30 are cut,
 /// so that sums of squares stay finite in double precision and results are defined for any bytes of a file.
 fn sanitize(weight: f32) -> f32 {

@@ -56,6 +56,24 @@ impl Bytes {
         Some(Bytes { storage: Arc::clone(&self.storage), range })
     }
 
+    /// Lets go of the memory of a part of a mapped file: bytes that are asked for again are read again. Others keep
+    /// what they have.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let (Storage::Mapped(map), Some(part)) = (&*self.storage, self.slice(range)) {
+            // SAFETY: the map is read-only and shared with its file (`files::map` makes no other), so it has no bytes
+            // of its own that could be lost: a page that is dropped is mapped again from the file, unchanged. The
+            // range is a slice of the map, which `slice` has checked.
+            let advised = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.range.start, part.range.len())
+            };
+            // Advice that is not taken costs memory, nothing else.
+            let _ = advised;
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// These bytes, copied only if they do not start at a multiple of `alignment` (at most 64).
     pub(crate) fn aligned(&self, alignment: usize) -> Bytes {
         if (self.as_ptr() as usize).is_multiple_of(alignment) {

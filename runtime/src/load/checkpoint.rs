@@ -1,13 +1,17 @@
 //! The tensors of all files of a model, by name.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
+use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::load::Bytes;
 use crate::load::files::ModelFiles;
 use crate::load::header::{self, Dtype, Entry};
 use crate::load::json::shown_name;
+use crate::load::packed::Packed;
 use crate::load::random::{RandomTensors, Shape};
 use crate::load::shards::WeightFiles;
 
@@ -20,6 +24,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Stored>,
     /// Makes the bytes of tensors that lie nowhere.
     random: Option<RandomTensors>,
+    packed: Option<Packed>,
 }
 
 #[derive(Debug)]
@@ -33,6 +38,7 @@ struct Shard {
 pub(crate) struct Stored {
     /// Index of its shard.
     pub shard: usize,
+    /// Of a tensor that is there in packed form alone the range is empty.
     entry: Entry,
 }
 
@@ -63,10 +69,22 @@ impl Checkpoint {
         let WeightFiles { shards: names, index } = WeightFiles::find(files)?;
         let mut shards = Vec::with_capacity(names.len());
         let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
+        let mut packed = None;
         for name in &names {
             let path = files.path(name);
             let bytes = files.map(name)?;
-            for (tensor, entry) in header::read(&path, &bytes)? {
+            let header = header::read(&path, &bytes)?;
+            let entries = if Packed::is_packed(&header) {
+                if names.len() > 1 {
+                    return Err(Error::file(&path, "expected packed weights to be one file, found a set of shards"));
+                }
+                let (facts, entries) = Packed::read(&path, header, &bytes)?;
+                packed = Some(facts);
+                entries
+            } else {
+                header.entries
+            };
+            for (tensor, entry) in entries {
                 if let Some(other) = tensors.insert(tensor.clone(), Stored { shard: shards.len(), entry }) {
                     let found = names.get(other.shard).cloned().unwrap_or_default();
                     let (tensor, expected) = (shown_name(&tensor), "in one file only".to_owned());
@@ -79,7 +97,7 @@ impl Checkpoint {
             index.check(&tensors)?;
         }
         let path = shards.first().map_or_else(|| files.folder().to_owned(), |shard| shard.path.clone());
-        Ok(Checkpoint { path, shards, tensors, random: None })
+        Ok(Checkpoint { path, shards, tensors, packed, random: None })
     }
 
     /// Random weights in bf16, made when a tensor is asked for.
@@ -93,7 +111,7 @@ impl Checkpoint {
         };
         let tensors = shape.tensors().into_iter().map(stored).collect();
         let shards = vec![Shard { path: path.clone(), bytes: Bytes::from_static(&[]) }];
-        Checkpoint { path, shards, tensors, random: Some(RandomTensors::default()) }
+        Checkpoint { path, shards, tensors, packed: None, random: Some(RandomTensors::default()) }
     }
 
     /// Whether the bytes of tensors are made when they are asked for.
@@ -109,6 +127,30 @@ impl Checkpoint {
     /// The files that hold the weights.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.shards.iter().map(|shard| shard.path.as_path())
+    }
+
+    /// What the file says of its packed matrices, if it has packed weights.
+    pub(crate) fn packed(&self) -> Option<&Packed> {
+        self.packed.as_ref()
+    }
+
+    /// A checksum of what tells these files from others without reading them: names, sizes, times of the last change,
+    /// headers.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file is not there any more.
+    pub(crate) fn fingerprint(&self) -> Result<String> {
+        let mut checksum = Checksum::new();
+        for Shard { path, bytes } in &self.shards {
+            let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+            let changed = metadata.modified().map_err(|error| Error::io(path, error))?;
+            let changed = changed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+            checksum.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+            checksum.update(&metadata.len().to_le_bytes());
+            checksum.update(&changed.to_le_bytes());
+            checksum.update(header::bytes(bytes));
+        }
+        Ok(checksum.finish())
     }
 
     /// The names of all tensors, sorted.
@@ -164,8 +206,14 @@ impl Checkpoint {
         shard.map_or(&self.path, |shard| shard.path.as_path())
     }
 
-    /// Bytes of all tensors together.
+    /// Whether the bytes of a tensor are there as they were stored first, and not in packed form alone.
+    pub(crate) fn has_bytes(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|stored| !stored.entry.range.is_empty())
+    }
+
+    /// Bytes of all tensors together, packed ones included.
     pub fn total_bytes(&self) -> u64 {
-        self.tensors.values().map(|stored| stored.entry.range.len() as u64).sum()
+        let packed = self.packed.iter().flat_map(|packed| packed.matrices.values()).map(|matrix| matrix.bytes.len());
+        self.tensors.values().map(|stored| stored.entry.range.len()).chain(packed).map(|bytes| bytes as u64).sum()
     }
 }

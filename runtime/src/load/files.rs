@@ -91,6 +91,11 @@ impl ModelFiles {
         }
     }
 
+    /// Whether they are files of a disk.
+    pub(crate) fn are_in_folder(&self) -> bool {
+        matches!(self.place, Place::Folder(_))
+    }
+
     /// The path of a file, whether it exists or not.
     pub fn path(&self, name: &str) -> PathBuf {
         match &self.place {

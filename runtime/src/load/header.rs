@@ -10,7 +10,7 @@ use std::path::Path;
 
 use infer_kernels::cpu::matrix::ElementType;
 use serde::Deserialize;
-use serde::de::{self, IgnoredAny, MapAccess, Visitor};
+use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Error, Result};
 use crate::load::json::{shown_name, syntax_message};
@@ -19,12 +19,14 @@ use crate::load::json::{shown_name, syntax_message};
 const LARGEST_HEADER: u64 = 100_000_000;
 
 /// The type of a tensor's elements, as the file names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Dtype(safetensors::Dtype);
 
 impl Dtype {
     /// The upper half of a binary32.
     pub(crate) const BF16: Dtype = Dtype(safetensors::Dtype::BF16);
+    /// Bytes that only their reader knows the meaning of.
+    pub(crate) const BYTES: Dtype = Dtype(safetensors::Dtype::U8);
 
     /// The kernels' name of this type; none if they cannot compute with it.
     pub fn element_type(self) -> Option<ElementType> {
@@ -65,7 +67,19 @@ struct RawEntry {
     data_offsets: [u64; 2],
 }
 
-struct RawHeader(BTreeMap<String, RawEntry>);
+/// A header, checked.
+#[derive(Debug)]
+pub(crate) struct Header {
+    /// The tensors by name.
+    pub entries: BTreeMap<String, Entry>,
+    /// The texts of `__metadata__`.
+    pub metadata: BTreeMap<String, String>,
+}
+
+struct RawHeader {
+    entries: BTreeMap<String, RawEntry>,
+    metadata: BTreeMap<String, String>,
+}
 
 impl<'de> Deserialize<'de> for RawHeader {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> std::result::Result<RawHeader, D::Error> {
@@ -79,13 +93,12 @@ impl<'de> Deserialize<'de> for RawHeader {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<RawHeader, A::Error> {
                 let mut entries = BTreeMap::new();
-                let mut metadata = false;
+                let mut metadata = None;
                 while let Some(name) = map.next_key::<String>()? {
                     let about =
                         |error: A::Error| de::Error::custom(format_args!("tensor {}: {error}", shown_name(&name)));
                     let twice = if name == "__metadata__" {
-                        map.next_value::<Metadata>()?;
-                        std::mem::replace(&mut metadata, true)
+                        metadata.replace(map.next_value::<Metadata>()?.0).is_some()
                     } else {
                         let entry = map.next_value::<RawEntry>().map_err(about)?;
                         entries.insert(name.clone(), entry).is_some()
@@ -94,15 +107,15 @@ impl<'de> Deserialize<'de> for RawHeader {
                         return Err(de::Error::custom(format_args!("tensor {} is named twice", shown_name(&name))));
                     }
                 }
-                Ok(RawHeader(entries))
+                Ok(RawHeader { entries, metadata: metadata.unwrap_or_default() })
             }
         }
         deserializer.deserialize_map(HeaderVisitor)
     }
 }
 
-/// `__metadata__`: an object whose values are texts. None of them is used.
-struct Metadata;
+/// `__metadata__`: an object whose values are texts. Other values, which some tools write, are left out.
+struct Metadata(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> std::result::Result<Metadata, D::Error> {
@@ -115,16 +128,72 @@ impl<'de> Deserialize<'de> for Metadata {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Metadata, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Metadata)
+                let mut texts = BTreeMap::new();
+                while let Some((key, Text(text))) = map.next_entry::<String, Text>()? {
+                    if let Some(text) = text {
+                        texts.insert(key, text);
+                    }
+                }
+                Ok(Metadata(texts))
             }
 
             // Some tools write null where there is nothing to say.
             fn visit_unit<E: de::Error>(self) -> std::result::Result<Metadata, E> {
-                Ok(Metadata)
+                Ok(Metadata(BTreeMap::new()))
             }
         }
         deserializer.deserialize_any(MetadataVisitor)
+    }
+}
+
+/// A text; none for any other value.
+struct Text(Option<String>);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> std::result::Result<Text, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Text, E> {
+                Ok(Text(Some(text.to_owned())))
+            }
+
+            fn visit_unit<E: de::Error>(self) -> std::result::Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_bool<E: de::Error>(self, _: bool) -> std::result::Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_i64<E: de::Error>(self, _: i64) -> std::result::Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_u64<E: de::Error>(self, _: u64) -> std::result::Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_f64<E: de::Error>(self, _: f64) -> std::result::Result<Text, E> {
+                Ok(Text(None))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Text, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Text(None))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Text, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Text(None))
+            }
+        }
+        deserializer.deserialize_any(TextVisitor)
     }
 }
 
@@ -133,7 +202,7 @@ impl<'de> Deserialize<'de> for Metadata {
 /// # Errors
 /// [`Error::File`] or [`Error::Tensor`] with what was expected and found. Nothing is allocated in proportion to a size
 /// that the file only claims to have.
-pub(crate) fn read(path: &Path, file: &[u8]) -> Result<BTreeMap<String, Entry>> {
+pub(crate) fn read(path: &Path, file: &[u8]) -> Result<Header> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(Error::file(path, format!("expected at least 8 bytes, found {}: truncated", file.len())));
     };
@@ -154,7 +223,7 @@ pub(crate) fn read(path: &Path, file: &[u8]) -> Result<BTreeMap<String, Entry>> 
     }
     let json = std::str::from_utf8(json)
         .map_err(|error| Error::file(path, format!("header is not UTF-8 at byte {}", error.valid_up_to())))?;
-    let RawHeader(raw) = serde_json::from_str(json)
+    let RawHeader { entries: raw, metadata } = serde_json::from_str(json)
         .map_err(|error| Error::file(path, format!("bad header: {}", syntax_message(&error))))?;
     let mut entries = BTreeMap::new();
     for (name, raw) in raw {
@@ -162,7 +231,14 @@ pub(crate) fn read(path: &Path, file: &[u8]) -> Result<BTreeMap<String, Entry>> 
         entries.insert(name, entry);
     }
     check_cover(path, &entries, data_start, file.len())?;
-    Ok(entries)
+    Ok(Header { entries, metadata })
+}
+
+/// The length and the header of a file that has been read.
+pub(crate) fn bytes(file: &[u8]) -> &[u8] {
+    let length = file.first_chunk::<8>().map_or(0, |length| u64::from_le_bytes(*length));
+    let end = usize::try_from(length).ok().and_then(|length| length.checked_add(8));
+    end.and_then(|end| file.get(..end)).unwrap_or(file)
 }
 
 fn check_entry(path: &Path, name: &str, raw: RawEntry, data_len: usize, data_start: usize) -> Result<Entry> {

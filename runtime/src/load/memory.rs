@@ -1,26 +1,25 @@
 //! What a model will take of the memory, before any of it is taken.
 
-use std::collections::HashSet;
 use std::fmt;
 
-use infer_kernels::quant::{int4, int8};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::kv_cache::{bytes_for_context, group_layers};
 use crate::load::Checkpoint;
-use crate::model::spec::{Mlp, Part, Spec};
-use crate::model::walk::{Parameter, for_each_parameter};
+use crate::model::spec::{Mlp, Spec};
 use crate::options::{KvType, WeightFormat};
+use crate::quantize::QuantPlan;
 
 /// The context of a model that has no limit of its own, if memory does not set one.
 const UNLIMITED_CONTEXT: usize = 1 << 20;
 
+/// Formats that may be smaller, and the program's flags for them.
+const FORMATS: [(&str, WeightFormat); 2] = [("--q8", WeightFormat::Int8), ("--q4", WeightFormat::Int4)];
+
 /// What the caller wants.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanOptions {
-    /// What weights become.
-    pub weights: WeightFormat,
     /// The type of cached keys and values.
     pub kv: KvType,
     /// The longest sequence, in tokens; none asks for the model's own or what fits.
@@ -87,46 +86,29 @@ impl fmt::Display for Amount {
 ///
 /// # Errors
 /// [`Error::Memory`] with the numbers and with what would fit, [`Error::InvalidOption`] for a context beyond the model's.
-pub fn plan_memory(spec: &Spec, checkpoint: &Checkpoint, options: &PlanOptions) -> Result<MemoryPlan> {
+pub fn plan_memory(
+    spec: &Spec,
+    checkpoint: &Checkpoint,
+    weights: &QuantPlan,
+    options: &PlanOptions,
+) -> Result<MemoryPlan> {
     let (groups, _) = group_layers(spec, options.kv);
-    let weights = |format| weight_bytes(spec, checkpoint, format);
+    let mut smaller_weights = Vec::new();
+    let formats = if checkpoint.packed().is_some() { &[][..] } else { &FORMATS };
+    for &(flag, format) in formats {
+        let bytes = QuantPlan::new(spec, checkpoint, format, weights.overrides())?.memory_bytes();
+        if bytes < weights.memory_bytes() {
+            smaller_weights.push((flag, bytes));
+        }
+    }
     let costs = Costs {
-        weights: weights(options.weights),
-        smaller_weights: match options.weights {
-            WeightFormat::AsStored => {
-                vec![("--q8", weights(WeightFormat::Int8)), ("--q4", weights(WeightFormat::Int4))]
-            }
-            WeightFormat::Int8 => vec![("--q4", weights(WeightFormat::Int4))],
-            WeightFormat::Int4 => Vec::new(),
-        },
+        weights: weights.memory_bytes(),
+        smaller_weights,
         scratch: scratch_bytes(spec, options.chunk),
         cache: &|context| bytes_for_context(&groups, context, options.chunk),
     };
     let can_go_on = options.beyond_context && options.context.is_some() && spec.embedding.positions.is_none();
     costs.plan(options.available, options.context, spec.context_length.filter(|_| !can_go_on))
-}
-
-/// Bytes of all weights in a format.
-fn weight_bytes(spec: &Spec, checkpoint: &Checkpoint, format: WeightFormat) -> u64 {
-    // A tied head is the embedding and counts once.
-    let mut counted: HashSet<(&str, Part)> = HashSet::new();
-    let mut total: u64 = 0;
-    for_each_parameter(spec, &mut |parameter| {
-        let bytes = match parameter {
-            Parameter::Vector(vector) => Some(vector.len.saturating_mul(size_of::<f32>())),
-            Parameter::Matrix(matrix, _) if !counted.insert((&matrix.tensor, matrix.part)) => Some(0),
-            Parameter::Matrix(matrix, role) => match role.stored_as(format) {
-                WeightFormat::Int8 => int8::packed_bytes(matrix.rows, matrix.cols),
-                WeightFormat::Int4 => int4::packed_bytes(matrix.rows, matrix.cols),
-                WeightFormat::AsStored => {
-                    let element = checkpoint.dtype(&matrix.tensor).map_or(size_of::<f32>(), |dtype| dtype.bits() / 8);
-                    matrix.rows.checked_mul(matrix.cols).and_then(|values| values.checked_mul(element))
-                }
-            },
-        };
-        total = total.saturating_add(bytes.map_or(u64::MAX, |bytes| bytes as u64));
-    });
-    total
 }
 
 /// Bytes of activations of a pass of `rows` tokens that asks for the logits of the last.

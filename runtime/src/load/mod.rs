@@ -17,6 +17,7 @@ pub(crate) mod header;
 mod index;
 pub(crate) mod json;
 mod memory;
+pub(crate) mod packed;
 mod random;
 mod shards;
 

@@ -3,12 +3,12 @@
 
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use infer_kernels::{Isa, KernelError, Team};
 
 use super::engine::Engine;
 use super::outline::Outline;
-use super::spec::Spec;
 use super::weights::Weights;
 use super::{Inner, Model};
 use crate::backend::Backend;
@@ -18,7 +18,9 @@ use crate::error::{Error, Result};
 use crate::generation_config;
 use crate::kv_cache::{KvPool, group_layers};
 use crate::load::{Checkpoint, LARGEST_CONFIG, ModelFiles};
-use crate::options::{LoadOptions, Progress};
+use crate::options::{LoadOptions, Notice, Progress};
+use crate::quantize::cache::Request;
+use crate::quantize::{PackedCache, QuantPlan};
 use crate::stop::StopTokens;
 use crate::text_files::TOKENIZER;
 
@@ -37,17 +39,17 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
     let (prefill_chunk, kv) = (outline.prefill_chunk(), outline.kv_type());
     let (mut end_tokens, sampling_defaults) = generation_config::read(&outline.files)?;
     let memory_plan = outline.memory_plan()?;
-    let Outline { files, options, spec, checkpoint, unused_tensors, tokenizer, chat_template } = outline;
-    if let Some(tokenizer) = tokenizer.usable() {
+    if let Some(tokenizer) = outline.tokenizer.usable() {
         end_tokens.extend(tokenizer.eos_id());
-        end_tokens.extend(chat_template.usable().and_then(|template| template.end_of_turn(tokenizer)));
+        end_tokens.extend(outline.chat_template.usable().and_then(|template| template.end_of_turn(tokenizer)));
     }
 
-    let threads = options.threads.unwrap_or_else(usable_threads);
-    let (groups, slots) = group_layers(&spec, kv);
+    let threads = outline.options.threads.unwrap_or_else(usable_threads);
+    let (groups, slots) = group_layers(&outline.spec, kv);
     // Before the weights, which take longer: the system may not give so many threads.
     let team = Team::new(threads, Isa::from_env()?)?;
-    let weights = load_weights(&spec, &checkpoint, &options, threads)?;
+    let weights = load_weights(&outline, threads)?;
+    let Outline { files, spec, checkpoint, unused_tensors, quant_plan, tokenizer, chat_template, .. } = outline;
     let backend = Backend::Cpu(CpuBackend::new(Arc::clone(&spec), weights, slots.clone(), team));
     let room = |available: u64| available.saturating_sub(memory_plan.weights).saturating_sub(memory_plan.scratch);
     let pool = KvPool::new(groups, memory_plan.available.map_or(u64::MAX, room));
@@ -60,7 +62,7 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
         chat_template,
         sampling_defaults,
         stop_tokens: StopTokens::new(end_tokens),
-        fingerprint: fingerprint(&files, &checkpoint, &options)?,
+        fingerprint: fingerprint(&files, &checkpoint, &quant_plan)?,
         unused_tensors,
     })))
 }
@@ -70,14 +72,12 @@ fn usable_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Loads the weights and reports progress in order, whatever threads it comes from.
-fn load_weights(spec: &Spec, checkpoint: &Checkpoint, options: &LoadOptions, threads: usize) -> Result<Weights> {
-    let threads = threads.min(usable_threads());
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|index| format!("load {index}"))
-        .build()
-        .map_err(|error| KernelError::Threads { threads, reason: error.to_string() })?;
+/// Loads the weights and reports progress in order, whatever threads it comes from. Those that are to be quantized come
+/// from the cache, if there is one.
+fn load_weights(outline: &Outline, threads: usize) -> Result<Weights> {
+    let Outline { files, options, spec, checkpoint, quant_plan: plan, .. } = outline;
+    let start = Instant::now();
+    let pool = quantizing_pool(threads)?;
     let total = checkpoint.total_bytes();
     let done = Mutex::new(0);
     let report = |progress| {
@@ -85,19 +85,44 @@ fn load_weights(spec: &Spec, checkpoint: &Checkpoint, options: &LoadOptions, thr
             report(progress);
         }
     };
-    let weights = Weights::load(spec, checkpoint, options.weights, &pool, &|n_bytes| {
+    let progress = |n_bytes| {
         // Held while reporting, so that reports come one at a time and never go back.
         let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
         *done = total.min(*done + n_bytes);
         report(Progress { done: *done, total });
-    })?;
+    };
+    let notify = |notice| {
+        if let Some(notices) = &options.notices {
+            notices(notice);
+        }
+    };
+    let quantizes = plan.quantizes() && checkpoint.packed().is_none();
+    let kept = match &options.cache {
+        Some(folder) if quantizes && files.are_in_folder() => {
+            let request = Request { spec, checkpoint, plan, pool: &pool, progress: &progress, notices: &notify };
+            PackedCache::new(folder).open(&request)?
+        }
+        _ => None,
+    };
+    let weights = Weights::load(spec, kept.as_ref().unwrap_or(checkpoint), plan, &pool, &progress)?;
     report(Progress { done: total, total });
+    if quantizes && kept.is_none() {
+        let (packed_bytes, elapsed) = (plan.memory_bytes(), start.elapsed());
+        notify(Notice::Quantized { source_bytes: total, packed_bytes, elapsed, path: None });
+    }
     Ok(weights)
+}
+
+/// Threads that quantize.
+pub(crate) fn quantizing_pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let threads = threads.min(usable_threads());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|index| format!("load {index}"));
+    Ok(pool.build().map_err(|error| KernelError::Threads { threads, reason: error.to_string() })?)
 }
 
 /// Tells models apart: config.json, the names, types and shapes of all tensors, a few bytes of some, and the format
 /// that the weights are computed in.
-fn fingerprint(files: &ModelFiles, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<String> {
+fn fingerprint(files: &ModelFiles, checkpoint: &Checkpoint, plan: &QuantPlan) -> Result<String> {
     /// Bytes are taken from so many tensors at most: each may cost a read from the disk.
     const SAMPLED_TENSORS: usize = 256;
     const SAMPLED_BYTES: usize = 64;
@@ -105,7 +130,7 @@ fn fingerprint(files: &ModelFiles, checkpoint: &Checkpoint, options: &LoadOption
     if let Some(file) = files.read("config.json", LARGEST_CONFIG)? {
         checksum.update(&file.bytes);
     }
-    checksum.update(format!("{:?}", options.weights).as_bytes());
+    checksum.update(plan.summary().as_bytes());
     let step = checkpoint.len() / SAMPLED_TENSORS + 1;
     for (index, name) in checkpoint.names().enumerate() {
         // The name and the shape of random weights say all about them.

@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::load::{
     Checkpoint, Config, Dtype, MemoryPlan, ModelFiles, PlanOptions, Shape, available_memory, check_tensors, plan_memory,
 };
-use crate::options::{KvType, LoadOptions, WeightFormat};
+use crate::options::{KvType, LoadOptions};
+use crate::quantize::QuantPlan;
 use crate::text_files::Companion;
 use crate::tokenizer::Tokenizer;
 
@@ -33,6 +34,7 @@ pub struct Outline {
     pub(super) spec: Arc<Spec>,
     pub(super) checkpoint: Checkpoint,
     pub(super) unused_tensors: Vec<String>,
+    pub(super) quant_plan: QuantPlan,
     pub(super) tokenizer: Companion<Tokenizer>,
     pub(super) chat_template: Companion<ChatTemplate>,
     pub(super) options: LoadOptions,
@@ -71,6 +73,7 @@ impl Outline {
         let config = Config::read(&files)?;
         let spec = Arc::new(spec_from(&config, &checkpoint)?);
         let unused_tensors = check_tensors(&spec, &checkpoint)?.unused;
+        let quant_plan = QuantPlan::new(&spec, &checkpoint, options.weights, &options.overrides)?;
         let tokenizer = Companion::tokenizer(&files);
         let chat_template = Companion::chat_template(&files);
         if let Some(tokenizer) = tokenizer.usable()
@@ -80,7 +83,7 @@ impl Outline {
             let problem = format!("expected ids below {expected}, the rows of the embedding, found id {}", found - 1);
             return Err(Error::Tokenizer { path: tokenizer.path().to_owned(), problem });
         }
-        Ok(Outline { files, spec, checkpoint, unused_tensors, tokenizer, chat_template, options })
+        Ok(Outline { files, spec, checkpoint, unused_tensors, quant_plan, tokenizer, chat_template, options })
     }
 
     /// The second half: loads the weights.
@@ -122,6 +125,11 @@ impl Outline {
         self.chat_template.get()
     }
 
+    /// What each matrix becomes.
+    pub fn quant_plan(&self) -> &QuantPlan {
+        &self.quant_plan
+    }
+
     /// What the model will take of the memory.
     ///
     /// # Errors
@@ -130,20 +138,16 @@ impl Outline {
     pub fn memory_plan(&self) -> Result<MemoryPlan> {
         let options = &self.options;
         // Weights that stay where they are mapped are taken already.
-        let mapped = if options.weights == WeightFormat::AsStored && !self.checkpoint.is_random() {
-            self.checkpoint.total_bytes()
-        } else {
-            0
-        };
+        let in_place = !self.quant_plan.quantizes() && !self.checkpoint.is_random();
+        let mapped = if in_place { self.checkpoint.total_bytes() } else { 0 };
         let plan = PlanOptions {
-            weights: options.weights,
             kv: self.kv_type(),
             context: options.context,
             beyond_context: options.beyond_context,
             chunk: self.prefill_chunk(),
             available: options.memory.or_else(|| available_memory(mapped)),
         };
-        plan_memory(&self.spec, &self.checkpoint, &plan)
+        plan_memory(&self.spec, &self.checkpoint, &self.quant_plan, &plan)
     }
 
     pub(super) fn kv_type(&self) -> KvType {

@@ -76,6 +76,20 @@ pub struct Matrix {
     pub cols: usize,
 }
 
+impl Matrix {
+    /// The name of this matrix: the tensor's, and behind it which part.
+    pub fn name(&self) -> String {
+        let (tensor, rows) = (&self.tensor, self.rows);
+        match self.part {
+            Part::Whole => tensor.clone(),
+            Part::Rows { start } => format!("{tensor}[{start}..{}]", start + rows),
+            Part::Expert { expert, start } => format!("{tensor}[{expert}][{start}..{}]", start + rows),
+            Part::HeadThirds { index, .. } => format!("{tensor}[:, {index}]"),
+            Part::Transposed { start } => format!("{tensor}^T[{start}..{}]", start + rows),
+        }
+    }
+}
+
 /// How a matrix (or a vector) lies inside its tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
