@@ -70,6 +70,20 @@ fn a_broken_tokenizer_concerns_only_text() {
 }
 
 #[test]
+fn files_that_are_something_else_are_recognised_by_their_first_bytes() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    for (bytes, word) in [(&pointer[..], "Git LFS"), (b"<!DOCTYPE html>\n<html>", "HTML"), (b"GGUF\x03\0\0\0", "GGUF")]
+    {
+        let model = load(files_with(&demo(), &[("tokenizer.json", Some(bytes))]));
+        let error = model.tokenizer().expect_err(word).to_string();
+        assert!(error.starts_with("tokenizer.json: ") && error.contains(word), "{word}: {error}");
+        let model = load(files_with(&demo(), &[("chat_template.jinja", Some(bytes))]));
+        let error = model.chat_template().expect_err(word).to_string();
+        assert!(error.contains("chat_template.jinja: ") && error.contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
 fn a_broken_template_concerns_only_chats() {
     let model = load(files_with(&demo(), &[("chat_template.jinja", Some(b"{% for %}"))]));
     for _ in 0..2 {
@@ -93,6 +107,17 @@ fn a_vocabulary_larger_than_the_embedding_is_refused() {
     assert!(matches!(error, Error::Tokenizer { .. }), "{error}");
     let message = error.to_string();
     assert!(message.contains("101") && message.contains("4095"), "{message}");
+    // The post-processor may add tokens that are not in the vocabulary.
+    let mut json: serde_json::Value = serde_json::from_slice(&tokenizer).expect("JSON");
+    json["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"x": {"id": "x", "ids": [99999], "tokens": ["x"]}},
+    });
+    let files = files_with(&demo(), &[("tokenizer.json", Some(json.to_string().as_bytes()))]);
+    let message = Model::from_bytes(files, exact()).expect_err("a token beyond the embedding").to_string();
+    assert!(message.contains("99999") && message.contains("4096"), "{message}");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Files that appear whole or not at all: written beside their place under another name, then renamed.
 
-use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -27,18 +26,19 @@ impl<'a> OutFile<'a> {
             Ok(found) if found.is_dir() => {
                 return Err(wrong_use(format!("{}: expected a file to write, found a folder", path.display())));
             }
+            Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
+                return Err(wrong_use(format!("{}: {error}", path.display())));
+            }
             // A link is followed and written in place, so that it stays a link. A pipe is opened when there is
             // something to write: opening waits for its reader.
             Ok(_) if fs::symlink_metadata(path).is_ok_and(|entry| !entry.is_file()) => return Ok(out),
             _ => {}
         }
-        let Some(name) = path.file_name() else {
+        if path.file_name().is_none() {
             return Err(wrong_use(format!("{:?}: expected the name of a file to write", path.display().to_string())));
-        };
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(hidden);
+        }
+        // Not made of the file's name, which may be as long as a name can be.
+        let temporary = path.with_file_name(format!(".infer.{}.tmp", std::process::id()));
         let file = match File::create_new(&temporary) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(wrong_use(format!("{}: its folder does not exist", path.display())));

@@ -35,7 +35,7 @@ pub enum KernelError {
         cols: usize,
     },
     /// `INFER_ISA` (or a caller) named an instruction set that is not one of the tiers.
-    #[error("unknown instruction set {found:?}, expected one of: {choices}")]
+    #[error("INFER_ISA: unknown instruction set {found:?}, expected one of: {choices}")]
     UnknownIsa {
         /// What was asked for.
         found: String,
@@ -43,7 +43,7 @@ pub enum KernelError {
         choices: String,
     },
     /// The tier exists, but this CPU does not have it.
-    #[error("this CPU does not support {name}; it supports: {choices}")]
+    #[error("INFER_ISA: this CPU does not support {name}, expected one of: {choices}")]
     UnsupportedIsa {
         /// The tier asked for.
         name: &'static str,

@@ -102,6 +102,7 @@ impl<T> Companion<T> {
                 | Error::Tokenizer { path, problem }
                 | Error::ChatTemplate { path, problem },
             ) => Companion::Bad { error, path, problem },
+            Err(Error::Memory(problem)) => Companion::Bad { error: |_, problem| Error::Memory(problem), path, problem },
             Err(other) => Companion::Bad { error, path, problem: other.to_string() },
         }
     }

@@ -110,3 +110,11 @@ fn an_output_that_is_no_regular_file_is_written_in_place() {
     assert!(std::fs::symlink_metadata(&link).expect("the link").is_symlink(), "a link stays a link");
     SafeTensors::deserialize(&std::fs::read(&target).expect("the target")).expect("its target was written");
 }
+
+#[test]
+fn an_output_may_have_the_longest_name_that_a_file_can_have() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_logits(&folder.path().join("o".repeat(255)), &["--tokens", "7"]);
+    let longer = folder.path().join("o".repeat(256));
+    assert_fails(&["logits", "--tokens", "7", "--out", text(&longer)], b"", 2, &["ooo", "too long"]);
+}

@@ -94,3 +94,29 @@ fn the_chats_of_a_real_model_render_as_the_reference_rendered_them() {
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
+
+/// Whose fault a failure is decides which file a person looks at.
+#[test]
+fn a_message_without_text_is_to_blame_for_the_template_that_fails_on_it() {
+    let template = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}{% endfor %}";
+    let other = "{{ 'a' + 1 }}";
+    let cases = [
+        (template, r#"[{"role":"user","content":"x"},{"content":"x"}]"#, Some("number 2 has no text as its role")),
+        (template, r#"[{"role":"user"}]"#, Some("number 1 has no text as its content")),
+        (template, r#"[{"role":"user","content":3}]"#, Some("number 1 has no text as its content")),
+        (other, r#"[{"role":"user","content":"x"}]"#, None),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", r#"[{}]"#, None),
+    ];
+    for (template, messages, blamed) in cases {
+        let parsed = ChatTemplate::parse(template, Path::new("chat_template.jinja")).expect("a template that parses");
+        let input = ChatInput::new(serde_json::from_str(messages).expect("JSON"));
+        let error = parsed.render(&input, None).expect_err(messages);
+        match blamed {
+            Some(words) => assert!(
+                matches!(&error, Error::ChatRefused { problem, .. } if problem.contains(words)),
+                "{template} {messages}: {error}"
+            ),
+            None => assert!(matches!(error, Error::ChatTemplate { .. }), "{template} {messages}: {error}"),
+        }
+    }
+}

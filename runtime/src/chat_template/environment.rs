@@ -51,17 +51,30 @@ pub(super) fn build(source: String) -> Result<Environment<'static>, String> {
     Ok(environment)
 }
 
-/// Why a conversation was not rendered.
+/// Why a template was not parsed or a conversation not rendered.
 pub(super) struct Problem {
     /// What is wrong, in one line.
     pub words: String,
-    /// Whether it is the conversation's fault: the template raised an exception of its own.
-    pub raised: bool,
+    /// Whose fault it is.
+    pub fault: Fault,
+}
+
+/// Whose fault a [`Problem`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The template's.
+    Template,
+    /// An operation on a value that cannot take it; the value may come from the conversation.
+    Value,
+    /// The conversation's: the template raised an exception of its own.
+    Conversation,
+    /// The system's: it has no memory left.
+    System,
 }
 
 impl From<String> for Problem {
     fn from(words: String) -> Problem {
-        Problem { words, raised: false }
+        Problem { words, fault: Fault::Template }
     }
 }
 
@@ -98,7 +111,8 @@ fn describe(error: &Error) -> Problem {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = source {
         if let Some(Raised(message)) = inner.downcast_ref() {
-            return Problem { words: format!("the template refuses this conversation: {message}"), raised: true };
+            let words = format!("the template refuses this conversation: {message}");
+            return Problem { words, fault: Fault::Conversation };
         }
         source = inner.source();
     }
@@ -108,5 +122,9 @@ fn describe(error: &Error) -> Problem {
         ErrorKind::WriteFailure => format!("the conversation's text exceeds {LARGEST_OUTPUT} bytes"),
         kind => format!("{}{place}", error.detail().map_or(kind.to_string(), |detail| format!("{kind}: {detail}"))),
     };
-    words.into()
+    let fault = match error.kind() {
+        ErrorKind::InvalidOperation | ErrorKind::UndefinedError | ErrorKind::UnknownMethod => Fault::Value,
+        _ => Fault::Template,
+    };
+    Problem { words, fault }
 }

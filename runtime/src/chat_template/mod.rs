@@ -17,8 +17,9 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::fence::{fenced, one_line};
+use crate::load::content;
 use crate::tokenizer::{AddSpecial, Tokenizer};
-use environment::Problem;
+use environment::{Fault, Problem};
 
 /// A template larger than this is refused; the largest real ones are about 20 KiB.
 const LARGEST_TEMPLATE: usize = 1 << 20;
@@ -81,7 +82,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::ChatTemplate`] with the line where it does not parse.
     pub fn parse(source: &str, path: &Path) -> Result<ChatTemplate> {
-        let default = Parsed::new(source).map_err(|problem| chat_error(path, problem))?;
+        let default = Parsed::new(source).map_err(|problem| unusable(path, problem))?;
         Ok(ChatTemplate { path: path.to_owned(), default, tool_use: None })
     }
 
@@ -130,7 +131,7 @@ impl ChatTemplate {
                 format!("none of the named chat templates is \"default\": {}", names.join(", ")),
             ));
         };
-        let parse = |text: &String| Parsed::new(text).map_err(|problem| chat_error(&path, problem));
+        let parse = |text: &String| Parsed::new(text).map_err(|problem| unusable(&path, problem));
         let tool_use = named.get("tool_use").map(parse).transpose()?;
         Ok(Some(ChatTemplate { default: parse(default)?, tool_use, path }))
     }
@@ -153,7 +154,7 @@ impl ChatTemplate {
     /// are in the message); [`Error::ChatTemplate`] if it does not come to an end or cannot be run.
     pub fn render(&self, input: &ChatInput, tokenizer: Option<&Tokenizer>) -> Result<String> {
         let context = context(input, tokenizer).map_err(|problem| self.refused(problem))?;
-        self.choose(input).render(&context).map_err(|problem| self.not_rendered(problem))
+        self.choose(input).render(&context).map_err(|problem| self.not_rendered(problem, input))
     }
 
     /// The token ids of a conversation's text, without tokens around it: a template writes its begin token itself.
@@ -185,7 +186,7 @@ impl ChatTemplate {
             return Ok((text, ids));
         };
         let context = context(&marked.input, Some(tokenizer)).map_err(|problem| self.refused(problem))?;
-        let rendered = parsed.render(&context).map_err(|problem| self.not_rendered(problem))?;
+        let rendered = parsed.render(&context).map_err(|problem| self.not_rendered(problem, input))?;
         let (plain_text, plain) = marked.spans(&rendered, &text, &control);
         let ids = tokenizer.encode_except(&plain_text, &plain)?;
         Ok((text, ids))
@@ -213,8 +214,13 @@ impl ChatTemplate {
         Error::ChatRefused { path: self.path.clone(), problem: one_line(&problem) }
     }
 
-    fn not_rendered(&self, problem: Problem) -> Error {
-        if problem.raised { self.refused(problem.words) } else { chat_error(&self.path, problem.words) }
+    /// A template that fails on a value is not to blame if a message lacks what every message has.
+    fn not_rendered(&self, problem: Problem, input: &ChatInput) -> Error {
+        match (problem.fault, without_text(&input.messages)) {
+            (Fault::Conversation, _) => self.refused(problem.words),
+            (Fault::Value, Some(reason)) => self.refused(format!("{reason}: {}", problem.words)),
+            _ => unusable(&self.path, problem),
+        }
     }
 
     fn choose(&self, input: &ChatInput) -> &Parsed {
@@ -223,11 +229,14 @@ impl ChatTemplate {
 }
 
 impl Parsed {
-    fn new(source: &str) -> Result<Parsed, String> {
-        if source.len() > LARGEST_TEMPLATE {
-            return Err(format!("the template has {} bytes, expected at most {LARGEST_TEMPLATE}", source.len()));
+    fn new(source: &str) -> Result<Parsed, Problem> {
+        if let Some(problem) = content::foreign(source.as_bytes()) {
+            return Err(problem.to_owned().into());
         }
-        let environment = on_large_stack(|| environment::build(source::rewrite(source)?))?;
+        if source.len() > LARGEST_TEMPLATE {
+            return Err(format!("the template has {} bytes, expected at most {LARGEST_TEMPLATE}", source.len()).into());
+        }
+        let environment = on_large_stack(|| Ok(environment::build(source::rewrite(source)?)?))?;
         Ok(Parsed { source: source.to_owned(), environment })
     }
 
@@ -237,16 +246,26 @@ impl Parsed {
 }
 
 /// Runs a call into the engine fenced, and on a thread with a large stack.
-fn on_large_stack<R: Send, E: From<String> + Send>(work: impl FnOnce() -> Result<R, E> + Send) -> Result<R, E> {
+fn on_large_stack<R: Send>(work: impl FnOnce() -> Result<R, Problem> + Send) -> Result<R, Problem> {
     let fenced_work =
         || fenced(work).unwrap_or_else(|panic| Err(format!("the template engine failed: {panic}").into()));
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
         match thread.spawn_scoped(scope, fenced_work) {
             Ok(handle) => handle.join().unwrap_or_else(|_| Err("the template engine failed".to_owned().into())),
-            Err(error) => Err(format!("cannot start a thread for the template: {error}").into()),
+            Err(error) => {
+                let words = format!("cannot start a thread with a stack of {STACK} bytes for the template: {error}");
+                Err(Problem { words, fault: Fault::System })
+            }
         }
     })
+}
+
+fn unusable(path: &Path, problem: Problem) -> Error {
+    match problem.fault {
+        Fault::System => Error::Memory(problem.words),
+        _ => chat_error(path, problem.words),
+    }
 }
 
 fn chat_error(path: &Path, problem: impl AsRef<str>) -> Error {
@@ -282,6 +301,16 @@ fn context(input: &ChatInput, tokenizer: Option<&Tokenizer>) -> Result<Value, St
     context.insert("tools".to_owned(), input.tools.clone());
     context.insert("add_generation_prompt".to_owned(), Value::Bool(input.add_generation_prompt));
     Ok(Value::Object(context))
+}
+
+/// The first message whose role or content is no text, in words.
+fn without_text(messages: &Value) -> Option<String> {
+    let messages = messages.as_array()?.iter().enumerate();
+    let mut missing = messages.flat_map(|(index, message)| {
+        let without = ["role", "content"].into_iter().filter(|key| !message.get(*key).is_some_and(Value::is_string));
+        without.map(move |key| format!("messages: number {} has no text as its {key}", index + 1))
+    });
+    missing.next()
 }
 
 fn prepared_message(fields: &Map<String, Value>) -> Map<String, Value> {

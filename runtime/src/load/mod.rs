@@ -11,7 +11,7 @@ mod bytes;
 mod check;
 mod checkpoint;
 mod config;
-mod content;
+pub(crate) mod content;
 mod files;
 pub(crate) mod header;
 mod index;

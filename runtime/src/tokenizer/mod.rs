@@ -17,6 +17,7 @@ use tokenizers::{AddedToken, AddedVocabulary, DecoderWrapper};
 
 use crate::error::{Error, Result};
 use crate::fence::{fenced, one_line};
+use crate::load::content;
 use crate::text_stream::TextStream;
 
 /// Whether the begin and end tokens that the tokenizer's post-processor asks for are added.
@@ -84,6 +85,9 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if tokenizer.json is not one, or its companions name tokens in a way that makes no sense.
     pub fn from_files(files: &TokenizerFiles<'_>) -> Result<Tokenizer> {
         let refuse = |problem: String| Error::Tokenizer { path: files.path.to_owned(), problem };
+        if let Some(problem) = content::foreign(files.tokenizer) {
+            return Err(refuse(problem.to_owned()));
+        }
         let mut core = fenced(|| tokenizers::Tokenizer::from_bytes(files.tokenizer))
             .map_err(|panic| refuse(format!("the tokenizer library failed on it: {panic}")))?
             .map_err(|error| refuse(explain_bad_file(files.tokenizer, &error.to_string())))?;
@@ -99,6 +103,9 @@ impl Tokenizer {
         let named = special.add_to(&mut core).map_err(refuse)?;
         let bytes = byte_tokens(core.get_decoder());
         let plan = fenced(|| encode::Plan::new(&core)).unwrap_or_else(Err).map_err(refuse)?;
+        // The tokens that the post-processor adds need not be in the vocabulary. If it fails, so does each text.
+        let added = fenced(|| encode::encode(&core, &plan, "", &[], true)).unwrap_or_else(Err).unwrap_or_default();
+        let vocab_size = added.iter().map(|&id| id as usize + 1).fold(vocab_size, usize::max);
         Ok(Tokenizer(Arc::new(Inner { path: files.path.to_owned(), core, named, vocab_size, bytes, plan })))
     }
 
