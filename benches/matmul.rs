@@ -1,53 +1,41 @@
-//! The speed of matrix products with the shapes of a 1.1B Llama: decoding as a share of the measured read
-//! bandwidth, prefill in GFLOP/s. `cargo bench -p infer-kernels --bench matmul [threads]`; INFER_ISA as ever.
+//! The speed of matrix products with the shapes of a 1.1B Llama, as shares of what the machine can do: decoding of
+//! the read bandwidth, prefill of the multiply-adds. The limits are measured in turn with the work, as they move with
+//! the neighbours. `cargo bench -p infer-kernels --bench matmul [threads] [formats]`; INFER_ISA as ever.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use half::{bf16, f16};
+use infer_kernels::cpu::probe::{self, Operation};
 use infer_kernels::quant::{int4, int8};
-use infer_kernels::{Crew, Dense, Isa, MatrixRef, Projection, Store, Team, matmul};
+use infer_kernels::{Arithmetic, Dense, Isa, MatrixRef, Projection, Store, Team, matmul};
 
 /// Weights of one measurement: far more than the caches hold, so that decoding reads memory.
 const WEIGHT_BYTES: usize = 400 << 20;
 
 const SHAPES: [(usize, usize); 4] = [(2048, 2048), (5632, 2048), (2048, 5632), (32000, 2048)];
 
-/// The shortest of several runs, as neighbours on the machine only ever slow a run down.
-fn best_of(runs: usize, mut run: impl FnMut()) -> Duration {
-    let time = |_| {
-        let start = Instant::now();
-        run();
-        start.elapsed()
-    };
-    (0..runs).map(time).min().unwrap_or_default()
+const FORMATS: [&str; 5] = ["f32", "f16", "bf16", "int8", "int4"];
+
+/// Rounds of a measurement, of which the median counts.
+const ROUNDS: usize = 7;
+
+/// Seconds that `run` takes.
+fn seconds(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
 }
 
-/// GB/s of reading memory front to back, each worker its own range.
-fn read_bandwidth(team: &Team, data: &[u64]) -> f64 {
-    const CHUNK: usize = 1 << 15;
-    let sums = |crew: &Crew<'_>| {
-        let mut sums = vec![0u64; data.len().div_ceil(CHUNK)];
-        crew.rows(&mut sums, 1, |i, sum| {
-            let chunk = &data[i * CHUNK..data.len().min((i + 1) * CHUNK)];
-            // In 32 lanes, so that the sum does not wait for itself.
-            let mut lanes = [0; 32];
-            for values in chunk.as_chunks::<32>().0 {
-                lanes.iter_mut().zip(values).for_each(|(lane, v)| *lane ^= v);
-            }
-            sum[0] = lanes.iter().fold(0, |sum, v| sum ^ v);
-        });
-        sums
-    };
-    let time = best_of(7, || drop(std::hint::black_box(team.run(sums))));
-    size_of_val(data) as f64 / time.as_secs_f64() / 1e9
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 struct Weights {
     f32: Vec<f32>,
     f16: Vec<f16>,
     bf16: Vec<bf16>,
-    int8: Vec<u8>,
-    int4: Vec<u8>,
+    packed: Vec<u8>,
 }
 
 impl Weights {
@@ -57,33 +45,23 @@ impl Weights {
             f32: (0..WEIGHT_BYTES / 4).map(|i| (i % 251) as f32 / 251.0).collect(),
             f16: (0..WEIGHT_BYTES / 2).map(|i| f16::from_f32((i % 251) as f32 / 251.0)).collect(),
             bf16: (0..WEIGHT_BYTES / 2).map(|i| bf16::from_f32((i % 251) as f32 / 251.0)).collect(),
-            int8: vec![0x11; WEIGHT_BYTES],
-            int4: vec![0x21; WEIGHT_BYTES],
+            packed: vec![0x21; WEIGHT_BYTES],
         }
     }
 
     /// As many whole matrices as fit.
     fn matrices(&self, format: &str, rows: usize, cols: usize) -> Vec<MatrixRef<'_>> {
         let n = rows * cols;
-        let dense = "the length is that of the shape";
+        let fits = "the length is that of the shape";
+        let packed = self.packed.chunks_exact(bytes(format, rows, cols));
         match format {
-            "f32" => {
-                self.f32.chunks_exact(n).map(|w| MatrixRef::F32(Dense::new(w, rows, cols).expect(dense))).collect()
-            }
-            "f16" => {
-                self.f16.chunks_exact(n).map(|w| MatrixRef::F16(Dense::new(w, rows, cols).expect(dense))).collect()
-            }
+            "f32" => self.f32.chunks_exact(n).map(|w| MatrixRef::F32(Dense::new(w, rows, cols).expect(fits))).collect(),
+            "f16" => self.f16.chunks_exact(n).map(|w| MatrixRef::F16(Dense::new(w, rows, cols).expect(fits))).collect(),
             "bf16" => {
-                self.bf16.chunks_exact(n).map(|w| MatrixRef::Bf16(Dense::new(w, rows, cols).expect(dense))).collect()
+                self.bf16.chunks_exact(n).map(|w| MatrixRef::Bf16(Dense::new(w, rows, cols).expect(fits))).collect()
             }
-            "int8" => {
-                let n = int8::packed_bytes(rows, cols).expect("it fits");
-                self.int8.chunks_exact(n).map(|w| MatrixRef::int8(w, rows, cols).expect(dense)).collect()
-            }
-            _ => {
-                let n = int4::packed_bytes(rows, cols).expect("it fits");
-                self.int4.chunks_exact(n).map(|w| MatrixRef::int4(w, rows, cols).expect(dense)).collect()
-            }
+            "int8" => packed.map(|w| MatrixRef::int8(w, rows, cols).expect(fits)).collect(),
+            _ => packed.map(|w| MatrixRef::int4(w, rows, cols).expect(fits)).collect(),
         }
     }
 }
@@ -98,42 +76,77 @@ fn bytes(format: &str, rows: usize, cols: usize) -> usize {
 }
 
 /// Seconds of a product with one matrix, all matrices in turn.
-fn time(team: &Team, matrices: &[MatrixRef<'_>], n_tokens: usize, runs: usize) -> f64 {
+fn product(team: &Team, matrices: &[MatrixRef<'_>], n_tokens: usize) -> f64 {
     let (rows, cols) = (matrices[0].rows(), matrices[0].cols());
     let x: Vec<f32> = (0..n_tokens * cols).map(|i| (i % 13) as f32 - 6.0).collect();
     let mut out = vec![0.0; n_tokens * rows];
-    let time = best_of(runs, || {
+    let time = seconds(|| {
         team.run(|crew| {
             for weight in matrices {
                 let group = [Projection { weight: *weight, bias: None }];
-                matmul(crew, &x, n_tokens, &group, Store::Set, &mut out);
+                matmul(crew, &x, n_tokens, &group, Arithmetic::Integer, Store::Set, &mut out);
             }
         });
     });
-    time.as_secs_f64() / matrices.len() as f64
+    time / matrices.len() as f64
+}
+
+/// GB/s of reading memory.
+fn bandwidth(team: &Team, data: &[u8]) -> f64 {
+    let time = seconds(|| {
+        std::hint::black_box(team.run(|crew| probe::read(crew, data)));
+    });
+    data.len() as f64 / time / 1e9
+}
+
+/// 10^9 operations a second of multiply-adds.
+fn peak(team: &Team, operation: Operation) -> f64 {
+    let mut operations = 0;
+    let time = seconds(|| operations = team.run(|crew| probe::multiply(crew, operation, 400)));
+    operations as f64 / time / 1e9
 }
 
 fn main() -> Result<(), infer_kernels::KernelError> {
-    let threads = std::env::args().filter_map(|argument| argument.parse().ok()).next();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let threads = arguments.iter().find_map(|argument| argument.parse().ok());
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let chosen = |format: &&str| arguments.iter().any(|argument| argument == format);
+    let all = !FORMATS.iter().any(chosen);
+    let formats: Vec<&str> = FORMATS.into_iter().filter(|format| all || chosen(format)).collect();
     let team = Team::new(threads, Isa::from_env()?)?;
-    let data = vec![1u64; WEIGHT_BYTES / 8];
     let weights = Weights::new();
-    let before = read_bandwidth(&team, &data);
-    println!("{}, {threads} threads; memory read at {before:.1} GB/s", team.isa().name());
-    println!("format    rows x cols | GB/s for 1 token  2 tokens  4 tokens | GFLOP/s for 8 tokens  512 tokens");
-    for format in ["f32", "f16", "bf16", "int8", "int4"] {
+    println!("{}, {threads} threads; medians of {ROUNDS}, shares of limits measured in turn", team.isa().name());
+    println!(
+        "format    rows x cols | GB/s read | GB/s and share of 1 token,  2,  4,  8 | peak | Gop/s and share of 16 tokens, 512"
+    );
+    for format in formats {
+        let operation = if format.starts_with("int") { Operation::Int8 } else { Operation::F32 };
         for (rows, cols) in SHAPES {
             let matrices = weights.matrices(format, rows, cols);
-            let size = bytes(format, rows, cols) as f64;
-            let speed = |n: usize| size / time(&team, &matrices, n, 5) / 1e9;
-            let flops = |n: usize| 2.0 * (n * rows * cols) as f64 / time(&team, &matrices[..1], n, 5) / 1e9;
-            let one = speed(1);
-            print!("{format:>6} {rows:>7} x {cols:<5} | {one:>6.1} ({:>3.0} %)", 100.0 * one / before);
-            print!("{:>10.1}{:>10.1}", speed(2), speed(4));
-            println!(" | {:>21.1}{:>12.1}", flops(8), flops(512));
+            let size = bytes(format, rows, cols) as f64 / 1e9;
+            let flops = 2.0 * (rows * cols) as f64 / 1e9;
+            let mut columns = [const { Vec::new() }; 8];
+            for _ in 0..ROUNDS {
+                columns[0].push(bandwidth(&team, &weights.packed));
+                for (column, n) in [1, 2, 4, 8].into_iter().enumerate() {
+                    columns[1 + column].push(size / product(&team, &matrices, n));
+                }
+                columns[5].push(peak(&team, operation));
+                for (column, n) in [16, 512].into_iter().enumerate() {
+                    columns[6 + column].push(flops * n as f64 / product(&team, &matrices[..1], n));
+                }
+            }
+            let [read, one, two, four, eight, peak, sixteen, many] = columns.map(median);
+            print!("{format:>6} {rows:>7} x {cols:<5} | {read:>5.1}");
+            for speed in [one, two, four, eight] {
+                print!(" | {speed:>5.1} {:.2}", speed / read);
+            }
+            print!(" | {peak:>6.0}");
+            for speed in [sixteen, many] {
+                print!(" | {speed:>6.0} {:.2}", speed / peak);
+            }
+            println!();
         }
     }
-    println!("memory read at {:.1} GB/s afterwards", read_bandwidth(&team, &data));
     Ok(())
 }

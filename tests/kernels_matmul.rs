@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 use infer_kernels::quant::{int4, int8};
-use infer_kernels::{Dense, Isa, MatrixRef, Projection, Store, Team, matmul};
+use infer_kernels::{Arithmetic, Dense, Isa, MatrixRef, Projection, Store, Team, matmul};
 
 /// Reproducible numbers (Steele et al., SplitMix64).
 struct Numbers(u64);
@@ -114,7 +114,7 @@ fn products_of_every_format_and_tier_equal_sums_in_double_precision() {
                 let group: Vec<_> = parts.iter().enumerate().map(|(j, p)| p.projection(format_of(j))).collect();
                 for store in [Store::Set, Store::Add] {
                     let mut out = old.clone();
-                    team.run(|crew| matmul(crew, &x, *n_tokens, &group, store, &mut out));
+                    team.run(|crew| matmul(crew, &x, *n_tokens, &group, Arithmetic::Exact, store, &mut out));
                     let expected = exact(&x, *n_tokens, &group, (store == Store::Add).then_some(&old));
                     for (i, (found, expected)) in out.iter().zip(&expected).enumerate() {
                         // Values are at most 1, so rounding grows at most with the number of them.
@@ -131,6 +131,57 @@ fn products_of_every_format_and_tier_equal_sums_in_double_precision() {
     }
 }
 
+/// Activations as integer arithmetic sees them: blocks of `block` rounded to multiples of max|x| / 127.
+fn rounded(x: &[f32], cols: usize, block: usize) -> Vec<f32> {
+    let blocks = x.chunks(cols).flat_map(|x| x.chunks(block));
+    let values = blocks.flat_map(|x| {
+        let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        x.iter().map(move |x| (x * (127.0 / largest)).round_ties_even() * (largest / 127.0))
+    });
+    values.collect()
+}
+
+#[test]
+fn integer_products_are_those_of_rounded_activations_and_equal_on_every_tier() {
+    let mut numbers = Numbers(3);
+    let mut shapes = vec![(1, 1, 1), (1, 16, 256), (8, 17, 257), (9, 64, 64), (40, 65, 300), (7, 100, 1000)];
+    for _ in 0..40 {
+        shapes.push((1 + numbers.below(40), 1 + numbers.below(140), 1 + numbers.below(600)));
+    }
+    for (n_tokens, rows, cols) in shapes {
+        let parts: Vec<Weights> =
+            (0..1 + numbers.below(3)).map(|i| Weights::random(&mut numbers, rows + 3 * i, cols)).collect();
+        let x = numbers.floats(n_tokens * cols);
+        let old = numbers.floats(n_tokens * parts.iter().map(|p| p.rows).sum::<usize>());
+        for (formats, block) in [(["int4", "int4"], 256), (["int8", "int8"], 32), (["int4", "int8"], 0)] {
+            let group: Vec<_> = parts.iter().enumerate().map(|(i, p)| p.projection(formats[i % 2])).collect();
+            let run = |isa: Isa| {
+                let mut out = old.clone();
+                let product = |crew: &infer_kernels::Crew<'_>| {
+                    matmul(crew, &x, n_tokens, &group, Arithmetic::Integer, Store::Add, &mut out);
+                };
+                Team::new(2, isa).unwrap().run(product);
+                out
+            };
+            let what = format!("{formats:?}, {n_tokens} tokens, {rows} x {cols}");
+            let portable = run(Isa::named("portable").unwrap());
+            for isa in Isa::available() {
+                assert_eq!(run(isa), portable, "{}, {what}", isa.name());
+            }
+            if block == 0 {
+                continue; // A group may mix formats; there is no one way to round its activations.
+            }
+            let expected = exact(&rounded(&x, cols, block), n_tokens, &group, Some(&old));
+            // With many tokens int4 weights are rounded again.
+            let again = if block == 256 && n_tokens > 8 { 0.012 } else { 0.0 };
+            let bound = (1e-6 + again) * (4.0 + (cols as f64).sqrt());
+            for (i, (found, expected)) in portable.iter().zip(&expected).enumerate() {
+                assert!((*found as f64 - expected).abs() < bound, "{what}, output {i}: {found}, expected {expected}");
+            }
+        }
+    }
+}
+
 #[test]
 fn results_are_bit_equal_for_any_number_of_threads() {
     let mut numbers = Numbers(2);
@@ -140,11 +191,13 @@ fn results_are_bit_equal_for_any_number_of_threads() {
             let x = numbers.floats(n_tokens * 290);
             for format in FORMATS {
                 let run = |threads: usize| {
-                    let mut out = vec![0.0; n_tokens * 150];
+                    let mut out = vec![0.0; 2 * n_tokens * 150];
                     let group = [weights.projection(format)];
-                    Team::new(threads, isa)
-                        .unwrap()
-                        .run(|crew| matmul(crew, &x, n_tokens, &group, Store::Set, &mut out));
+                    let (exact, integer) = out.split_at_mut(n_tokens * 150);
+                    Team::new(threads, isa).unwrap().run(|crew| {
+                        matmul(crew, &x, n_tokens, &group, Arithmetic::Exact, Store::Set, exact);
+                        matmul(crew, &x, n_tokens, &group, Arithmetic::Integer, Store::Set, integer);
+                    });
                     out
                 };
                 let one = run(1);
@@ -160,13 +213,20 @@ fn results_are_bit_equal_for_any_number_of_threads() {
 fn what_is_not_finite_is_passed_on() {
     for isa in Isa::available() {
         let team = Team::new(1, isa).unwrap();
-        for n_tokens in [1, 5] {
+        for n_tokens in [1, 5, 20] {
             let weights = vec![1.0f32; 3 * 20];
             let mut x = vec![1.0; n_tokens * 20];
             x[19] = f32::NAN;
             let mut out = vec![0.0; n_tokens * 3];
             let group = [Projection { weight: MatrixRef::F32(Dense::new(&weights, 3, 20).unwrap()), bias: None }];
-            team.run(|crew| matmul(crew, &x, n_tokens, &group, Store::Set, &mut out));
+            team.run(|crew| matmul(crew, &x, n_tokens, &group, Arithmetic::Exact, Store::Set, &mut out));
+            let quantized = Weights::random(&mut Numbers(4), 3, 20);
+            for format in ["int8", "int4"] {
+                let (group, mut out) = ([quantized.projection(format)], vec![0.0; n_tokens * 3]);
+                team.run(|crew| matmul(crew, &x, n_tokens, &group, Arithmetic::Integer, Store::Set, &mut out));
+                assert!(out[..3].iter().all(|v| v.is_nan()), "{} {format}, {n_tokens} tokens: {out:?}", isa.name());
+                assert!(out[3..].iter().all(|v| v.is_finite()), "{} {format}, {n_tokens} tokens: {out:?}", isa.name());
+            }
             assert!(out[..3].iter().all(|v| v.is_nan()), "{}, {n_tokens} tokens: {out:?}", isa.name());
             assert!(out[3..].iter().all(|v| *v == 20.0), "{}, {n_tokens} tokens: {out:?}", isa.name());
         }
@@ -180,7 +240,7 @@ fn shapes_that_do_not_agree_are_named() {
     let group = [Projection { weight: MatrixRef::F32(Dense::new(&weights, 3, 4).unwrap()), bias: None }];
     for (inputs, outputs) in [(5, 3), (4, 4)] {
         let (x, mut out) = (vec![0.0; inputs], vec![0.0; outputs]);
-        let run = || team.run(|crew| matmul(crew, &x, 1, &group, Store::Set, &mut out));
+        let run = || team.run(|crew| matmul(crew, &x, 1, &group, Arithmetic::Exact, Store::Set, &mut out));
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
         let text = panic.downcast_ref::<String>().unwrap();
         assert!(text.contains("of 1 tokens of"), "{inputs} inputs, {outputs} outputs: {text}");

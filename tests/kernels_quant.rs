@@ -43,21 +43,35 @@ fn relative_error(source: &[f32], found: &[f32]) -> f64 {
 
 #[test]
 fn the_layouts_are_those_of_the_specification() {
-    // int8: scale 1.0 = 0x3c00, largest weight 127.
-    let mut packed = vec![0xff; int8::packed_bytes(1, 3).unwrap()];
-    int8::quantize_rows(&[127.0, -3.0, 0.4], 3, &mut packed);
-    let mut expected = vec![0x00, 0x3c, 127, 253];
-    expected.resize(34, 0);
-    assert_eq!(packed, expected);
+    // int8, rows 1 and 2 of 66 inputs: scale 1.0 = 0x3c00, largest weight 127.
+    let (mut weights, cols) = (vec![0.0; 3 * 66], 66);
+    weights[cols..][..4].copy_from_slice(&[127.0, -3.0, 0.4, 0.0]);
+    weights[cols + 33] = 127.0;
+    weights[2 * cols + 65] = -127.0;
+    let mut packed = vec![0xff; int8::packed_bytes(3, cols).unwrap()];
+    int8::quantize_rows(&weights, cols, &mut packed);
+    let mut expected = [[vec![128; 1024], vec![0; 64]].concat(), [vec![128; 1024], vec![0; 64]].concat()];
+    expected[0][4..6].copy_from_slice(&[255, 125]);
+    expected[0][8 * 64 + 4 + 1] = 255; // quad 8, input 33
+    expected[1][2 * 4 + 1] = 1; // step 1, row 2, input 65
+    expected[0][1024 + 2..][..2].copy_from_slice(&[0x00, 0x3c]);
+    expected[0][1024 + 32 + 2..][..2].copy_from_slice(&[0x00, 0x3c]);
+    expected[1][1024 + 4..][..2].copy_from_slice(&[0x00, 0x3c]);
+    assert!(packed == expected.concat(), "int8");
 
-    // int4, built by hand: row scale 0.5; group 0 with scale -3 and shift 2, group 1 with scale 31 and shift 0.
-    let mut packed = 0.5f32.to_le_bytes().to_vec();
-    packed.extend([(-3i8 << 2) as u8 | 2, 0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe]);
-    packed.extend([31 << 2, 0xf0, 0, 0, 0, 0, 0, 0, 0]);
-    let found = values(MatrixRef::int4(&packed, 1, 18).unwrap());
+    // int4, row 1 built by hand: row scale 0.5; group 0 with scale -3 and shift 2, group 1 with scale 31 and shift 0.
+    let mut packed = vec![0; int4::packed_bytes(2, 18).unwrap()];
+    assert_eq!(packed.len(), 64 + 512 + 64);
+    packed[4..8].copy_from_slice(&0.5f32.to_le_bytes());
+    let (codes, heads) = packed[64..].split_at_mut(512);
+    codes[4..8].copy_from_slice(&[0x40, 0x51, 0x62, 0x73]);
+    codes[64 + 4..][..4].copy_from_slice(&[0xc8, 0xd9, 0xea, 0xfb]);
+    codes[2 * 64 + 4..][..2].copy_from_slice(&[0x00, 0x0f]);
+    (heads[1], heads[16 + 1]) = ((-3i8 << 2) as u8 | 2, 31 << 2);
+    let found = values(MatrixRef::int4(&packed, 2, 18).unwrap());
     let group_0 = int4::TABLE.map(|level| 0.5 * -3.0 * (level as f32 + 8.0));
     let group_1 = [int4::TABLE[0], int4::TABLE[15]].map(|level| 0.5 * 31.0 * level as f32);
-    assert_eq!(found, [&group_0[..], &group_1[..]].concat());
+    assert_eq!(found, [&[0.0; 18][..], &group_0, &group_1].concat());
 }
 
 #[test]
@@ -72,21 +86,21 @@ fn errors_are_those_of_the_design() {
 }
 
 #[test]
-fn rows_are_independent_and_results_repeat() {
+fn panels_are_independent_and_results_repeat() {
     for cols in [1, 15, 16, 33, 100] {
-        let source = normal(7 * cols, cols as u64);
+        let source = normal(37 * cols, cols as u64);
         let pack = |rows: std::ops::Range<usize>| {
             let mut packed = (
-                vec![0; int8::packed_bytes(rows.len(), cols).unwrap()],
-                vec![0; int4::packed_bytes(rows.len(), cols).unwrap()],
+                vec![0xee; int8::packed_bytes(rows.len(), cols).unwrap()],
+                vec![0xee; int4::packed_bytes(rows.len(), cols).unwrap()],
             );
             int8::quantize_rows(&source[rows.start * cols..rows.end * cols], cols, &mut packed.0);
             int4::quantize_rows(&source[rows.start * cols..rows.end * cols], cols, &mut packed.1);
             packed
         };
-        let (whole, first, rest) = (pack(0..7), pack(0..3), pack(3..7));
-        assert_eq!(whole.0, [first.0, rest.0].concat(), "int8, rows of {cols}");
-        assert_eq!(whole.1, [first.1, rest.1].concat(), "int4, rows of {cols}");
+        let (whole, first, rest) = (pack(0..37), pack(0..16), pack(16..37));
+        assert!(whole.0 == [first.0, rest.0].concat(), "int8, rows of {cols}");
+        assert!(whole.1 == [first.1, rest.1].concat(), "int4, rows of {cols}");
     }
 }
 

@@ -5,20 +5,21 @@
 //!   found: a mismatch is an error of the calling program and cannot come from a model file. Bytes that do
 //!   come from a file enter through [`MatrixRef`], which returns a [`KernelError`].
 //! - Activations are `f32`. Sums of products are `f32` over several lanes; nothing is computed in half
-//!   precision. Values that are not finite give results that are not finite, never a panic.
+//!   precision. With quantized weights a caller may ask for products in integers ([`Arithmetic::Integer`]).
+//!   Values that are not finite give results that are not finite, never a panic.
 //! - Work is split by shapes alone, and each output is summed by one task in one order, so results are
 //!   bit-equal for any number of threads.
 //!
 //! # How an instruction set is chosen
 //! Once, at run time: [`Isa::from_env`] reads `INFER_ISA` and falls back to [`Isa::best`]. An [`Isa`] exists
 //! only if this CPU has been asked for it, so carrying one is the proof that its kernels may be called.
-//! Tiers differ by float rounding only.
+//! Tiers differ by float rounding only, and in integer products not at all.
 //!
 //! # Example
 //! A product of one token with a 3 x 4 matrix of bfloat16, on two threads:
 //! ```
 //! use half::bf16;
-//! use infer_kernels::{Dense, Isa, MatrixRef, Projection, Store, Team, matmul};
+//! use infer_kernels::{Arithmetic, Dense, Isa, MatrixRef, Projection, Store, Team, matmul};
 //!
 //! let values: Vec<bf16> = (0..12).map(|i| bf16::from_f32(i as f32)).collect();
 //! let weight = MatrixRef::Bf16(Dense::new(&values, 3, 4)?);
@@ -26,7 +27,7 @@
 //! let mut out = [0.0; 3];
 //! team.run(|crew| {
 //!     let group = [Projection { weight, bias: None }];
-//!     matmul(crew, &[1.0, 0.0, 0.0, 1.0], 1, &group, Store::Set, &mut out);
+//!     matmul(crew, &[1.0, 0.0, 0.0, 1.0], 1, &group, Arithmetic::Exact, Store::Set, &mut out);
 //! });
 //! assert_eq!(out, [3.0, 11.0, 19.0]);
 //! # Ok::<(), infer_kernels::KernelError>(())
@@ -41,7 +42,7 @@ pub use cpu::activation::{Activation, activate, activate_gated, softcap};
 pub use cpu::attention::{AttentionShape, BlockTable, QueryRow, attend};
 pub use cpu::crew::Crew;
 pub use cpu::kv::{BLOCK_TOKENS, KvBlock, KvLayout, KvType};
-pub use cpu::matmul::{Projection, Store, matmul};
+pub use cpu::matmul::{Arithmetic, Projection, Store, matmul};
 pub use cpu::matrix::{Dense, ElementType, MatrixRef};
 pub use cpu::moe::{Routing, route};
 pub use cpu::norm::{layer_norm, rms_norm};

@@ -235,35 +235,45 @@ impl<'a> Crew<'a> {
     /// Splits `out` into rows of `row_len` and calls `task(row_index, row)` for each, spread over the workers.
     pub fn rows<T: Send>(&self, out: &mut [T], row_len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
         assert!(row_len > 0 && out.len().is_multiple_of(row_len), "{} values in rows of {row_len}", out.len());
-        self.tiles(out, row_len, row_len, 1, |mut tile| {
+        self.tiles(out, &[row_len], row_len, 1, |mut tile| {
             let index = tile.rows.start;
             task(index, tile.row(0));
         });
     }
 
-    /// Cuts `out`, a matrix of rows of `row_len`, into tiles of at most `height` rows and `width` columns and
-    /// calls `task(tile)` once for each, spread over the workers. Tiles below each other come one after the
-    /// other, so that a worker stays with the columns of its weights.
+    /// Cuts `out`, a matrix whose rows are `segments` of columns side by side, into tiles of at most `height` rows and
+    /// `width` columns of one segment, and calls `task(tile)` once for each, spread over the workers. Tiles below
+    /// each other come one after the other, so that a worker stays with the columns of its weights.
     pub(super) fn tiles<T: Send>(
         &self,
         out: &mut [T],
-        row_len: usize,
+        segments: &[usize],
         width: usize,
         height: usize,
         task: impl Fn(Tile<'_, T>) + Sync,
     ) {
+        let row_len: usize = segments.iter().sum();
         assert!(row_len > 0 && out.len().is_multiple_of(row_len), "{} values in rows of {row_len}", out.len());
         assert!(width > 0 && height > 0, "tiles of {height} rows and {width} columns");
         let n_rows = out.len() / row_len;
         let n_down = n_rows.div_ceil(height);
+        let n_across: usize = segments.iter().map(|segment| segment.div_ceil(width)).sum();
         let base = Base(out.as_mut_ptr());
-        self.for_each(n_down * row_len.div_ceil(width), |index| {
-            let (column, row) = (index / n_down * width, index % n_down * height);
+        self.for_each(n_down * n_across, |index| {
+            let (mut across, row) = (index / n_down, index % n_down * height);
+            let (mut segment, mut start) = (0, 0);
+            while across >= segments[segment].div_ceil(width) {
+                across -= segments[segment].div_ceil(width);
+                start += segments[segment];
+                segment += 1;
+            }
             task(Tile {
                 base: base.pointer(),
                 row_len,
                 rows: row..n_rows.min(row + height),
-                columns: column..row_len.min(column + width),
+                columns: start + across * width..start + segments[segment].min((across + 1) * width),
+                segment,
+                start_of_segment: start,
                 _out: PhantomData,
             });
         });
@@ -291,6 +301,9 @@ pub(super) struct Tile<'a, T> {
     pub(super) rows: std::ops::Range<usize>,
     /// The columns of the matrix that the tile covers.
     pub(super) columns: std::ops::Range<usize>,
+    /// The segment that they belong to, and its first column.
+    pub(super) segment: usize,
+    pub(super) start_of_segment: usize,
     _out: PhantomData<&'a mut [T]>,
 }
 

@@ -194,8 +194,8 @@ impl<'a> MatrixRef<'a> {
             MatrixRef::F32(m) => out.copy_from_slice(m.row(row)),
             MatrixRef::F16(m) => widen_all(m.row(row), out),
             MatrixRef::Bf16(m) => widen_all(m.row(row), out),
-            MatrixRef::Int8(m) => m.dequantize(row, 0, out),
-            MatrixRef::Int4(m) => m.dequantize(row, 0, out),
+            MatrixRef::Int8(m) => m.dequantize(row, out),
+            MatrixRef::Int4(m) => m.dequantize(row, out),
         }
     }
 }

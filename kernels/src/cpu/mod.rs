@@ -13,6 +13,7 @@ pub mod matmul;
 pub mod matrix;
 pub mod moe;
 pub mod norm;
+pub mod probe;
 pub mod rope;
 pub mod team;
 
@@ -27,19 +28,17 @@ enum Tier {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2(isa::avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(isa::avx512::Avx512),
 }
 
 /// Every tier of this program, the slowest first, whether or not this CPU or architecture has it.
-const NAMES: [&str; 2] = ["portable", "avx2"];
+const NAMES: [&str; 3] = ["portable", "avx2", "avx512"];
 
 impl Isa {
     /// The best tier that this CPU has.
     pub fn best() -> Isa {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(token) = isa::avx2::Avx2::detect() {
-            return Isa(Tier::Avx2(token));
-        }
-        Isa(Tier::Portable)
+        Isa::available().last().copied().unwrap_or(Isa(Tier::Portable))
     }
 
     /// The tier called `name`: [`KernelError::UnknownIsa`] if there is none, [`KernelError::UnsupportedIsa`]
@@ -66,9 +65,13 @@ impl Isa {
 
     /// The tiers that this CPU has, the slowest first.
     pub fn available() -> Vec<Isa> {
-        let portable = Isa(Tier::Portable);
-        let best = Isa::best();
-        if best == portable { vec![portable] } else { vec![portable, best] }
+        let mut available = vec![Isa(Tier::Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            available.extend(isa::avx2::Avx2::detect().map(|token| Isa(Tier::Avx2(token))));
+            available.extend(isa::avx512::Avx512::detect().map(|token| Isa(Tier::Avx512(token))));
+        }
+        available
     }
 
     /// The name that [`Isa::named`] takes.
@@ -77,6 +80,8 @@ impl Isa {
             Tier::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(_) => "avx512",
         }
     }
 }

@@ -218,10 +218,22 @@ mod tests {
 
     #[test]
     fn tiles_cover_a_matrix_once() {
-        for (rows, row_len, width, height) in [(1, 1, 1, 1), (7, 10, 3, 2), (5, 4, 9, 9), (16, 32, 16, 4)] {
+        let cases: [(usize, &[usize], usize, usize); 6] = [
+            (1, &[1], 1, 1),
+            (7, &[10], 3, 2),
+            (5, &[4], 9, 9),
+            (16, &[32], 16, 4),
+            (5, &[7, 0, 1, 9], 3, 2),
+            (3, &[0, 2], 3, 5),
+        ];
+        for (rows, segments, width, height) in cases {
+            let row_len: usize = segments.iter().sum();
             let mut out = vec![0u32; rows * row_len];
             team(2).run(|crew| {
-                crew.tiles(&mut out, row_len, width, height, |mut tile| {
+                crew.tiles(&mut out, segments, width, height, |mut tile| {
+                    let start: usize = segments[..tile.segment].iter().sum();
+                    assert_eq!(tile.start_of_segment, start);
+                    assert!(start <= tile.columns.start && tile.columns.end <= start + segments[tile.segment]);
                     for i in 0..tile.rows.len() {
                         let first = (tile.rows.start + i) * row_len + tile.columns.start;
                         tile.row(i).iter_mut().enumerate().for_each(|(j, v)| *v += (first + j) as u32 + 1);
@@ -229,7 +241,7 @@ mod tests {
                 });
             });
             let expected: Vec<u32> = (1..=out.len() as u32).collect();
-            assert_eq!(out, expected, "{rows} x {row_len} in tiles of {height} x {width}");
+            assert_eq!(out, expected, "{rows} x {segments:?} in tiles of {height} x {width}");
         }
     }
 

@@ -7,207 +7,102 @@
 //! fits the extremes of a group at both ends.
 //!
 //! ```text
-//! row:    | row_scale: f32, little-endian | group 0 | group 1 | ...    ceil(cols / 16) groups of 9 bytes
-//! group:  | group_scale: 6 bits (two's complement) << 2 | shift: 2 bits |    one byte
-//!         | 8 bytes: byte i holds code 2i in its low half, code 2i + 1 in its high half |
+//! matrix: | panel of rows 0..16 | panel of rows 16..32 | ...
+//! panel:  | 16 row scales: f32, little-endian | step 0 | step 1 | ...    ceil(cols / 64) steps of 576 bytes
+//! step:   | 8 pairs of quads, 64 bytes each | heads of 4 groups: [group][row] |
+//! pair v: byte 4 r + i = code of input 8 v + i of row r | code of input 8 v + 4 + i << 4
+//! head:   | group_scale: 6 bits (two's complement) << 2 | shift: 2 bits |    one byte
 //! ```
-//! Codes beyond cols are 0.
 
-use wide::f32x8;
-
-use super::sanitize;
+use super::int4_search::{Group, search_row};
+use super::{Lanes, PANEL_ROWS, QUAD, STEP, panels};
 use crate::cpu::matrix::check_length;
 use crate::error::KernelError;
 
 /// Inputs that share a scale and a shift.
 pub const GROUP: usize = 16;
-const GROUP_BYTES: usize = 1 + GROUP / 2;
-
-/// A packed group.
-pub(crate) type Group = [u8; GROUP_BYTES];
-const ROW_HEADER: usize = 4;
+const HEADER_BYTES: usize = 4 * PANEL_ROWS;
+const CODE_BYTES: usize = PANEL_ROWS * STEP / 2;
+const STEP_BYTES: usize = CODE_BYTES + PANEL_ROWS * STEP / GROUP;
 
 /// The levels. Made by Lloyd's iteration over groups of 16 normal values: choose the best sign, shift and scale
 /// for each group, move each level to the mean of the weights that chose it, repeat until nothing moves.
 pub const TABLE: [i8; 16] = [-127, -105, -85, -67, -52, -38, -26, -14, -3, 9, 20, 32, 45, 59, 75, 109];
 
-/// The levels as the arithmetic wants them.
-pub(crate) const LEVELS: [f32; 16] = {
-    let mut levels = [0.0; 16];
-    let mut i = 0;
-    while i < levels.len() {
-        levels[i] = TABLE[i] as f32;
-        i += 1;
-    }
-    levels
-};
+pub(super) const SHIFT_STEP: i32 = 4;
 
-const SHIFTS: usize = 4;
-const SHIFT_STEP: i32 = 4;
+/// A packed step of a panel.
+pub(crate) type Step = [u8; STEP_BYTES];
 
-/// The code of the level nearest to `quarters / 4`. Borders between levels are multiples of one half, so odd
-/// quarters are never on one.
-const fn nearest(quarters: i32) -> usize {
-    let mut code = 0;
-    while code < 15 && quarters >= 2 * (TABLE[code] as i32 + TABLE[code + 1] as i32) {
-        code += 1;
-    }
-    code
+/// A group of a step: its two pairs of quads, and the heads of its rows.
+#[inline(always)]
+pub(crate) fn group(step: &Step, index: usize) -> (&[[u8; 64]; 2], &[u8; PANEL_ROWS]) {
+    let (codes, heads) = step.split_at(CODE_BYTES);
+    (&codes.as_chunks::<64>().0.as_chunks().0[index], &heads.as_chunks().0[index])
 }
 
-/// The search looks at values y in cells of one half, from -CELLS / 2 to CELLS / 2: it goes from -154 to 154.
-const CELLS: usize = 320;
+/// The groups of a step.
+pub(crate) fn groups(step: &Step) -> [(&[[u8; 64]; 2], &[u8; PANEL_ROWS]); STEP / GROUP] {
+    std::array::from_fn(|index| group(step, index))
+}
 
-/// The nearest code for each cell.
-const NEAREST: [u8; 2 * CELLS] = {
-    let mut nearest_codes = [0; 2 * CELLS];
-    let mut i = 0;
-    while i < nearest_codes.len() {
-        nearest_codes[i] = nearest(2 * (i as i32 - CELLS as i32) + 1) as u8;
-        i += 1;
-    }
-    nearest_codes
-};
+/// The level of input `k` of a group in a row.
+pub(crate) fn level(pairs: &[[u8; 64]; 2], row: usize, k: usize) -> i32 {
+    let byte = pairs[k / (2 * QUAD)][QUAD * row + k % QUAD];
+    TABLE[(byte >> (k / QUAD % 2 * 4) & 15) as usize] as i32
+}
 
-/// What the search tries at once: both signs, each with all shifts.
-const TRIALS: usize = 2 * SHIFTS;
+/// A group's scale in units of its row's.
+pub(crate) fn group_scale(head: u8) -> i32 {
+    (head as i8 >> 2) as i32
+}
 
-/// For each cell and trial, the nearest level to the sign times y, shift included.
-static TRIAL_LEVELS: [[f32; TRIALS]; 2 * CELLS] = {
-    let mut levels = [[0.0; TRIALS]; 2 * CELLS];
-    let mut i = 0;
-    while i < 2 * CELLS {
-        let quarters = 2 * (i as i32 - CELLS as i32) + 1;
-        let mut trial = 0;
-        while trial < TRIALS {
-            let sign = if trial < SHIFTS { 1 } else { -1 };
-            let offset = SHIFT_STEP * (trial % SHIFTS) as i32;
-            levels[i][trial] = (TABLE[nearest(sign * quarters - 4 * offset)] as i32 + offset) as f32;
-            trial += 1;
-        }
-        i += 1;
-    }
-    levels
-};
+/// What a group's shift adds to the levels.
+pub(crate) fn offset(head: u8) -> i32 {
+    SHIFT_STEP * (head & 3) as i32
+}
 
-fn row_bytes(cols: usize) -> Option<usize> {
-    cols.div_ceil(GROUP).checked_mul(GROUP_BYTES)?.checked_add(ROW_HEADER)
+fn panel_bytes(cols: usize) -> Option<usize> {
+    cols.div_ceil(STEP).checked_mul(STEP_BYTES)?.checked_add(HEADER_BYTES)
 }
 
 /// The bytes of a packed matrix; None if they overflow.
 pub fn packed_bytes(rows: usize, cols: usize) -> Option<usize> {
-    rows.checked_mul(row_bytes(cols)?)
+    rows.div_ceil(PANEL_ROWS).checked_mul(panel_bytes(cols)?)
 }
 
-/// Packs whole rows of `cols` weights into `packed`, which has [`packed_bytes`] for them.
+/// Packs whole rows of `cols` weights into `packed`, which has [`packed_bytes`] for them. A run of rows that is
+/// packed by itself starts at a multiple of [`PANEL_ROWS`].
 pub fn quantize_rows(source: &[f32], cols: usize, packed: &mut [u8]) {
-    assert!(cols > 0 && source.len().is_multiple_of(cols), "{} weights in rows of {cols}", source.len());
-    let rows = source.len() / cols;
+    let rows = source.len() / cols.max(1);
     assert_eq!(Some(packed.len()), packed_bytes(rows, cols), "bytes of {rows} packed rows of {cols}");
-    let mut scales = vec![0.0; cols.div_ceil(GROUP)];
-    if let Some(row_bytes) = packed.len().checked_div(rows) {
-        for (weights, packed) in source.chunks_exact(cols).zip(packed.chunks_exact_mut(row_bytes)) {
-            quantize_row(weights, &mut scales, packed);
-        }
-    }
-}
-
-fn quantize_row(weights: &[f32], scales: &mut [f32], packed: &mut [u8]) {
-    let mut values = [0.0; GROUP];
-    for (scale, weights) in scales.iter_mut().zip(weights.chunks(GROUP)) {
-        *scale = search_scale(load(weights, &mut values));
-    }
-    // The largest magnitude becomes 31 or -31, so that neither sign is clipped.
-    let largest = scales.iter().fold(0.0f32, |a, s| a.max(s.abs()));
-    let row_scale = largest / 31.0;
-    let (header, groups) = packed.split_at_mut(ROW_HEADER);
-    header.copy_from_slice(&row_scale.to_le_bytes());
-    for ((scale, weights), packed) in scales.iter().zip(weights.chunks(GROUP)).zip(groups.as_chunks_mut().0) {
-        pack_group(load(weights, &mut values), *scale, row_scale, packed);
-    }
-}
-
-/// The weights of a group, without what cannot be searched.
-fn load<'a>(weights: &[f32], values: &'a mut [f32; GROUP]) -> &'a [f32] {
-    values.iter_mut().zip(weights).for_each(|(value, weight)| *value = sanitize(*weight));
-    &values[..weights.len()]
-}
-
-/// The cell of y. What lies outside has the nearest level of the last cell; `as` cuts, and takes NaN to 0.
-#[inline(always)]
-fn cell(y: f32) -> usize {
-    ((2.0 * y + CELLS as f32) as i32).clamp(0, 2 * CELLS as i32 - 1) as usize
-}
-
-/// For each trial, with q the levels nearest to sign * y where y = weights * inverse: the sums of weight * q and
-/// of q^2. The error of a scale s is then |w|^2 - 2 s (w q) + s^2 q^2.
-fn trial_sums(weights: &[f32], inverse: f32) -> [f32x8; 2] {
-    let (mut cross, mut square) = (f32x8::ZERO, f32x8::ZERO);
-    for weight in weights {
-        let levels = f32x8::from(TRIAL_LEVELS[cell(weight * inverse)]);
-        cross += f32x8::splat(*weight) * levels;
-        square += levels * levels;
-    }
-    [cross, square]
-}
-
-/// The least-squares scale of a group: over both signs, the four shifts and fifteen first guesses of the scale,
-/// codes are the nearest levels and the scale is then fitted to them; the one with the least error wins.
-fn search_scale(weights: &[f32]) -> f32 {
-    let largest = weights.iter().fold(0.0f32, |a, w| a.max(w.abs()));
-    if largest == 0.0 {
-        return 0.0;
-    }
-    let mut unit = [0.0; GROUP]; // In units of the largest, so that tiny and huge weights stay in range.
-    unit.iter_mut().zip(weights).for_each(|(unit, weight)| *unit = weight / largest);
-    let (mut most_removed, mut scale) = (0.0f32, 0.0f32);
-    for guess in 0..15 {
-        // The largest weight lands between 70 and 154; the levels reach from 127 down and 121 up.
-        let [cross, square] = trial_sums(&unit[..weights.len()], (70 + 6 * guess) as f32);
-        // At the best s = w q / q^2 the error is |w|^2 - (w q)^2 / q^2.
-        let removed = (cross * cross / square).to_array();
-        for (removed, trial) in removed.into_iter().zip(0..) {
-            if removed > most_removed {
-                most_removed = removed;
-                scale = cross.to_array()[trial] / square.to_array()[trial];
+    let panel_bytes = packed.len() / rows.div_ceil(PANEL_ROWS).max(1);
+    let mut groups = vec![Group::default(); cols.div_ceil(GROUP)];
+    for (rows, packed) in panels(source, cols).zip(packed.chunks_exact_mut(panel_bytes.max(1))) {
+        packed.fill(0);
+        let (header, steps) = packed.split_at_mut(HEADER_BYTES);
+        let (steps, _) = steps.as_chunks_mut::<STEP_BYTES>();
+        for (r, row) in rows.chunks_exact(cols).enumerate() {
+            let row_scale = search_row(row, &mut groups);
+            header[4 * r..][..4].copy_from_slice(&row_scale.to_le_bytes());
+            for (groups, step) in groups.chunks(STEP / GROUP).zip(steps.iter_mut()) {
+                for (g, group) in groups.iter().enumerate() {
+                    step[CODE_BYTES + PANEL_ROWS * g + r] = group.head;
+                    let pairs = &mut step.as_chunks_mut::<64>().0[2 * g..];
+                    for (k, code) in group.codes.iter().enumerate() {
+                        pairs[k / (2 * QUAD)][QUAD * r + k % QUAD] |= code << (k / QUAD % 2 * 4);
+                    }
+                }
             }
         }
     }
-    scale * largest
 }
 
-/// Chooses the integer scale, shift and codes of a group for a fixed row scale: of the integers next to the
-/// fitted scale and of all shifts, those with the least error.
-fn pack_group(weights: &[f32], scale: f32, row_scale: f32, packed: &mut [u8; GROUP_BYTES]) {
-    packed.fill(0);
-    if row_scale == 0.0 {
-        return;
-    }
-    let mut targets = [0.0; GROUP]; // In units of the row's scale.
-    targets.iter_mut().zip(weights).for_each(|(target, weight)| *target = weight / row_scale);
-    let targets = &targets[..weights.len()];
-    let middle = (scale / row_scale).round() as i32;
-    let (mut least, mut factor, mut shift) = (0.0, 0, 0); // A factor of 0 leaves an error of |w|^2.
-    for candidate in (middle - 1..=middle + 1).filter(|f| *f != 0 && (-32..32).contains(f)) {
-        let [cross, square] = trial_sums(targets, 1.0 / candidate.abs() as f32).map(f32x8::to_array);
-        let (s, first) = (candidate as f32, if candidate > 0 { 0 } else { SHIFTS });
-        for trial in 0..SHIFTS {
-            let error = s * (s * square[first + trial] - 2.0 * cross[first + trial]);
-            if error < least {
-                (least, factor, shift) = (error, candidate, trial);
-            }
-        }
-    }
-    if factor == 0 {
-        return;
-    }
-    let (head, codes) = packed.split_at_mut(1);
-    head[0] = (factor << 2) as u8 | shift as u8;
-    let offset = (SHIFT_STEP * shift as i32) as f32;
-    for (i, target) in targets.iter().enumerate() {
-        let code = NEAREST[cell(target / factor as f32 - offset)];
-        codes[i / 2] |= code << (4 * (i % 2));
-    }
+/// Sixteen rows of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    pub row_scales: Lanes,
+    pub steps: &'a [Step],
 }
 
 /// A borrowed packed matrix.
@@ -235,39 +130,39 @@ impl<'a> Int4Ref<'a> {
         self.cols
     }
 
-    /// Writes the values `start..start + out.len()` of a row; `start` is a multiple of [`GROUP`].
-    pub fn dequantize(&self, row: usize, start: usize, out: &mut [f32]) {
-        let (row_scale, groups) = self.groups(row, start, out.len());
-        dequantize_groups(row_scale, groups, out);
+    /// Rows `16 index` and following.
+    pub(crate) fn panel(&self, index: usize) -> Panel<'a> {
+        let n_panels = self.rows.div_ceil(PANEL_ROWS);
+        assert!(index < n_panels, "panel {index} of a matrix of {} rows", self.rows);
+        let panel_bytes = self.bytes.len() / n_panels;
+        let (header, steps) = self.bytes[index * panel_bytes..][..panel_bytes].split_at(HEADER_BYTES);
+        let header = header.as_chunks().0;
+        let row_scales = Lanes(std::array::from_fn(|row| f32::from_le_bytes(header[row])));
+        Panel { row_scales, steps: steps.as_chunks().0 }
     }
 
-    /// The scale of a row, and the groups of its `len` values from `start`, a multiple of [`GROUP`], on.
-    pub(crate) fn groups(&self, row: usize, start: usize, len: usize) -> (f32, &'a [Group]) {
+    /// Writes the values of a row to `out`, which has `cols` values.
+    pub fn dequantize(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
-        assert!(start.is_multiple_of(GROUP), "column {start} is inside a group of {GROUP}");
-        assert!(start + len <= self.cols, "columns {start}..{} of {}", start + len, self.cols);
-        let row_bytes = self.bytes.len() / self.rows;
-        let (header, groups) = self.bytes[row * row_bytes..][..row_bytes].split_at(ROW_HEADER);
-        let row_scale = header.try_into().map_or(0.0, f32::from_le_bytes);
-        (row_scale, &groups.as_chunks().0[start / GROUP..][..len.div_ceil(GROUP)])
-    }
-}
-
-/// Writes the values of groups of a row; the last may be cut short.
-pub(crate) fn dequantize_groups(row_scale: f32, groups: &[Group], out: &mut [f32]) {
-    for (out, group) in out.chunks_mut(GROUP).zip(groups) {
-        let (scale, offset) = scale_and_offset(row_scale, group);
-        // All lookups before all arithmetic, so that the arithmetic is done in vectors.
-        let mut levels = [0.0; GROUP];
-        for (levels, byte) in levels.as_chunks_mut::<2>().0.iter_mut().zip(&group[1..]) {
-            *levels = [LEVELS[(byte & 15) as usize], LEVELS[(byte >> 4) as usize]];
+        assert_eq!(out.len(), self.cols, "length of the output of a row");
+        let lane = row % PANEL_ROWS;
+        let panel = self.panel(row / PANEL_ROWS);
+        for (out, (pairs, heads)) in out.chunks_mut(GROUP).zip(panel.steps.iter().flat_map(groups)) {
+            let scale = panel.row_scales[lane] * group_scale(heads[lane]) as f32;
+            let offset = offset(heads[lane]);
+            out.iter_mut().enumerate().for_each(|(k, out)| *out = scale * (level(pairs, lane, k) + offset) as f32);
         }
-        out.iter_mut().zip(levels).for_each(|(out, level)| *out = scale * (level + offset));
     }
 }
 
-/// A group's two numbers: value = scale * (level + offset).
-pub(crate) fn scale_and_offset(row_scale: f32, group: &Group) -> (f32, f32) {
-    let head = group[0];
-    (row_scale * (head as i8 >> 2) as f32, (SHIFT_STEP * (head & 3) as i32) as f32)
+/// Writes the values of a panel's first inputs, `out[k][row]`.
+pub(crate) fn unpack(row_scales: &Lanes, steps: &[Step], out: &mut [Lanes]) {
+    for (out, (pairs, heads)) in out.chunks_mut(GROUP).zip(steps.iter().flat_map(groups)) {
+        let scales = Lanes(std::array::from_fn(|row| row_scales[row] * group_scale(heads[row]) as f32));
+        for (k, out) in out.iter_mut().enumerate() {
+            for (row, out) in out.iter_mut().enumerate() {
+                *out = scales[row] * (level(pairs, row, k) + offset(heads[row])) as f32;
+            }
+        }
+    }
 }

@@ -3,8 +3,10 @@
 //! value = scale * code, with code in -127..=127.
 //!
 //! ```text
-//! row:    | group 0 | group 1 | ...     ceil(cols / 32) groups of 34 bytes
-//! group:  | scale: f16, little-endian | 32 codes: i8 |     codes beyond cols are 0
+//! matrix: | panel of rows 0..16 | panel of rows 16..32 | ...
+//! panel:  | step 0 | step 1 | ...                            ceil(cols / 64) steps of 1088 bytes
+//! step:   | 16 quads of 64 bytes | scales of 2 groups: [group][row] f16, little-endian |
+//! quad q: byte 4 r + i = code of input 4 q + i of row r, plus 128
 //! ```
 //!
 //! The scale is the f16 next to max|w| / 127 and never 0 unless the group is: codes are rounded to what was
@@ -12,54 +14,93 @@
 
 use half::f16;
 
-use super::sanitize;
+use super::{Lanes, PANEL_ROWS, QUAD, STEP, panels, sanitize};
 use crate::cpu::matrix::check_length;
 use crate::error::KernelError;
 
 /// Inputs that share a scale.
 pub const GROUP: usize = 32;
-const GROUP_BYTES: usize = 2 + GROUP;
+const CODE_BYTES: usize = PANEL_ROWS * STEP;
+const STEP_BYTES: usize = CODE_BYTES + 2 * PANEL_ROWS * STEP / GROUP;
 
-/// A packed group.
-pub(crate) type Group = [u8; GROUP_BYTES];
+/// What is added to a code: the instructions multiply unsigned weights with signed activations.
+pub(crate) const BIAS: i32 = 128;
 
-fn row_bytes(cols: usize) -> Option<usize> {
-    cols.div_ceil(GROUP).checked_mul(GROUP_BYTES)
+/// A packed step of a panel.
+pub(crate) type Step = [u8; STEP_BYTES];
+
+/// A group of a step: its quads, and its scales as bytes.
+#[inline(always)]
+pub(crate) fn group(step: &Step, index: usize) -> (&[[u8; 64]; GROUP / QUAD], &[u8; 2 * PANEL_ROWS]) {
+    let (codes, scales) = step.split_at(CODE_BYTES);
+    (&codes.as_chunks::<64>().0.as_chunks().0[index], &scales.as_chunks().0[index])
+}
+
+/// The groups of a step.
+pub(crate) fn groups(step: &Step) -> [(&[[u8; 64]; GROUP / QUAD], &[u8; 2 * PANEL_ROWS]); STEP / GROUP] {
+    [group(step, 0), group(step, 1)]
+}
+
+/// The scales of a group's rows.
+pub(crate) fn scales(bytes: &[u8; 2 * PANEL_ROWS]) -> Lanes {
+    let bytes = bytes.as_chunks().0;
+    Lanes(std::array::from_fn(|row| f16::from_le_bytes(bytes[row]).to_f32()))
+}
+
+/// The code of a row in a quad.
+pub(crate) fn code(quad: &[u8; 64], row: usize, i: usize) -> i32 {
+    quad[QUAD * row + i] as i32 - BIAS
 }
 
 /// The bytes of a packed matrix; None if they overflow.
 pub fn packed_bytes(rows: usize, cols: usize) -> Option<usize> {
-    rows.checked_mul(row_bytes(cols)?)
+    rows.div_ceil(PANEL_ROWS).checked_mul(cols.div_ceil(STEP).checked_mul(STEP_BYTES)?)
 }
 
-/// Packs whole rows of `cols` weights into `packed`, which has [`packed_bytes`] for them.
+/// Packs whole rows of `cols` weights into `packed`, which has [`packed_bytes`] for them. A run of rows that is
+/// packed by itself starts at a multiple of [`PANEL_ROWS`].
 pub fn quantize_rows(source: &[f32], cols: usize, packed: &mut [u8]) {
-    assert!(cols > 0 && source.len().is_multiple_of(cols), "{} weights in rows of {cols}", source.len());
-    let expected = packed_bytes(source.len() / cols, cols);
-    assert_eq!(Some(packed.len()), expected, "bytes of {} packed rows of {cols}", source.len() / cols);
-    let groups = source.chunks_exact(cols).flat_map(|row| row.chunks(GROUP));
-    for (weights, packed) in groups.zip(packed.as_chunks_mut::<GROUP_BYTES>().0) {
-        quantize_group(weights, packed);
+    let rows = source.len() / cols.max(1);
+    assert_eq!(Some(packed.len()), packed_bytes(rows, cols), "bytes of {rows} packed rows of {cols}");
+    let (steps, _) = packed.as_chunks_mut::<STEP_BYTES>();
+    for (rows, steps) in panels(source, cols).zip(steps.chunks_exact_mut(cols.div_ceil(STEP))) {
+        for step in steps.iter_mut() {
+            step[..CODE_BYTES].fill(BIAS as u8);
+            step[CODE_BYTES..].fill(0);
+        }
+        for (r, row) in rows.chunks_exact(cols).enumerate() {
+            for (weights, step) in row.chunks(STEP).zip(steps.iter_mut()) {
+                for (g, weights) in weights.chunks(GROUP).enumerate() {
+                    let (scale, codes) = quantize_group(weights);
+                    let (quads, scales) = step.split_at_mut(CODE_BYTES);
+                    scales[2 * (PANEL_ROWS * g + r)..][..2].copy_from_slice(&scale.to_le_bytes());
+                    let quads = quads.as_chunks_mut::<64>().0.as_chunks_mut::<{ GROUP / QUAD }>().0;
+                    for (quad, codes) in quads[g].iter_mut().zip(codes.as_chunks::<QUAD>().0) {
+                        quad[QUAD * r..][..QUAD].copy_from_slice(codes);
+                    }
+                }
+            }
+        }
     }
 }
 
-fn quantize_group(weights: &[f32], packed: &mut [u8; GROUP_BYTES]) {
+/// The scale of a group and its codes as they are stored.
+fn quantize_group(weights: &[f32]) -> (f16, [u8; GROUP]) {
     let largest = weights.iter().fold(0.0f32, |a, w| a.max(sanitize(*w).abs()));
     let least = if largest > 0.0 { f16::from_bits(1) } else { f16::ZERO };
     let scale = f16::from_f32(largest / 127.0).clamp(least, f16::MAX);
-    let (stored, codes) = packed.split_at_mut(2);
-    stored.copy_from_slice(&scale.to_le_bytes());
-    codes.fill(0);
     let inverse = if largest > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
+    let mut codes = [BIAS as u8; GROUP];
     for (code, weight) in codes.iter_mut().zip(weights) {
-        *code = (sanitize(*weight) * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8;
+        *code = ((sanitize(*weight) * inverse).round_ties_even().clamp(-127.0, 127.0) as i32 + BIAS) as u8;
     }
+    (scale, codes)
 }
 
 /// A borrowed packed matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Int8Ref<'a> {
-    bytes: &'a [u8],
+    steps: &'a [Step],
     rows: usize,
     cols: usize,
 }
@@ -68,7 +109,7 @@ impl<'a> Int8Ref<'a> {
     /// A matrix over packed bytes: [`KernelError::Length`] or [`KernelError::TooLarge`] if they do not fit the shape.
     pub fn new(bytes: &'a [u8], rows: usize, cols: usize) -> Result<Self, KernelError> {
         check_length("int8", rows, cols, packed_bytes(rows, cols), bytes.len())?;
-        Ok(Int8Ref { bytes, rows, cols })
+        Ok(Int8Ref { steps: bytes.as_chunks().0, rows, cols })
     }
 
     /// Output features.
@@ -81,27 +122,36 @@ impl<'a> Int8Ref<'a> {
         self.cols
     }
 
-    /// Writes the values `start..start + out.len()` of a row; `start` is a multiple of [`GROUP`].
-    pub fn dequantize(&self, row: usize, start: usize, out: &mut [f32]) {
-        dequantize_groups(self.groups(row, start, out.len()), out);
+    /// The steps of rows `16 index` and following.
+    pub(crate) fn panel(&self, index: usize) -> &'a [Step] {
+        assert!(index < self.rows.div_ceil(PANEL_ROWS), "panel {index} of a matrix of {} rows", self.rows);
+        let n_steps = self.cols.div_ceil(STEP);
+        &self.steps[index * n_steps..][..n_steps]
     }
 
-    /// The groups of `len` values of a row, from a multiple of [`GROUP`] on.
-    pub(crate) fn groups(&self, row: usize, start: usize, len: usize) -> &'a [Group] {
+    /// Writes the values of a row to `out`, which has `cols` values.
+    pub fn dequantize(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
-        assert!(start.is_multiple_of(GROUP), "column {start} is inside a group of {GROUP}");
-        assert!(start + len <= self.cols, "columns {start}..{} of {}", start + len, self.cols);
-        let first = row * self.cols.div_ceil(GROUP) + start / GROUP;
-        &self.bytes.as_chunks().0[first..][..len.div_ceil(GROUP)]
+        assert_eq!(out.len(), self.cols, "length of the output of a row");
+        let lane = row % PANEL_ROWS;
+        let all = self.panel(row / PANEL_ROWS).iter().flat_map(groups);
+        for (out, (quads, stored)) in out.chunks_mut(GROUP).zip(all) {
+            let scale = scales(stored)[lane];
+            for (out, quad) in out.chunks_mut(QUAD).zip(quads) {
+                out.iter_mut().enumerate().for_each(|(i, out)| *out = scale * code(quad, lane, i) as f32);
+            }
+        }
     }
 }
 
-/// Writes the values of groups; the last may be cut short.
-pub(crate) fn dequantize_groups(groups: &[Group], out: &mut [f32]) {
-    for (out, [low, high, codes @ ..]) in out.chunks_mut(GROUP).zip(groups) {
-        let scale = f16::from_le_bytes([*low, *high]).to_f32();
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out = scale * *code as i8 as f32;
+/// Writes the values of a panel's first inputs, `out[k][row]`.
+pub(crate) fn unpack(steps: &[Step], out: &mut [Lanes]) {
+    for (out, (quads, stored)) in out.chunks_mut(GROUP).zip(steps.iter().flat_map(groups)) {
+        let scales = scales(stored);
+        for (out, quad) in out.chunks_mut(QUAD).zip(quads) {
+            for (i, out) in out.iter_mut().enumerate() {
+                out.iter_mut().enumerate().for_each(|(row, out)| *out = scales[row] * code(quad, row, i) as f32);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
 use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvBlock};
-use infer_kernels::cpu::matmul::{Projection, Store, matmul};
+use infer_kernels::cpu::matmul::{Arithmetic, Projection, Store, matmul};
 use infer_kernels::cpu::{activation, moe, norm, rope};
 use infer_kernels::{Crew, KvType, Team};
 
@@ -16,12 +16,14 @@ use crate::model::cost::Cost;
 use crate::model::linear::{Linear, Weight};
 use crate::model::spec::{self, Block, Spec};
 use crate::model::weights::{FeedForward, MlpWeights, Norm, Weights};
+use crate::options::Compute;
 
 /// Weights, threads and cache memory of a model on the CPU.
 pub(crate) struct CpuBackend {
     spec: Arc<Spec>,
     weights: Weights,
     slots: Vec<LayerSlot>,
+    arithmetic: Arithmetic,
     /// Changed only between passes.
     team: RwLock<Team>,
     /// Held for one whole pass. One that panicked leaves buffers that the next overwrites.
@@ -63,9 +65,10 @@ struct Buffers {
     projection: ProjectionScratch,
 }
 
-/// Room for factored projections.
+/// The arithmetic of projections, and room for factored ones.
 #[derive(Default)]
 struct ProjectionScratch {
+    arithmetic: Arithmetic,
     /// inner * x, [n_rows, rank].
     inner: Vec<f32>,
     /// One member of a group, [n_rows, its rows], before it is moved beside the others.
@@ -73,8 +76,12 @@ struct ProjectionScratch {
 }
 
 impl CpuBackend {
-    pub fn new(spec: Arc<Spec>, weights: Weights, slots: Vec<LayerSlot>, team: Team) -> CpuBackend {
-        CpuBackend { spec, weights, slots, team: RwLock::new(team), state: FairMutex::default() }
+    pub fn new(spec: Arc<Spec>, weights: Weights, slots: Vec<LayerSlot>, team: Team, compute: Compute) -> CpuBackend {
+        let arithmetic = match compute {
+            Compute::Auto => Arithmetic::Integer,
+            Compute::F32 => Arithmetic::Exact,
+        };
+        CpuBackend { spec, weights, slots, arithmetic, team: RwLock::new(team), state: FairMutex::default() }
     }
 
     /// See [`super::Backend::set_team`].
@@ -92,6 +99,7 @@ impl CpuBackend {
         let mut state = self.state.lock();
         let State { blocks, buffers } = &mut *state;
         make_blocks(pool, blocks);
+        buffers.projection.arithmetic = self.arithmetic;
         let queries = batch.positions.iter().zip(&batch.row_sequence);
         let queries: Vec<QueryRow> = queries.map(|(&position, &sequence)| QueryRow { sequence, position }).collect();
         let tables = |group: usize| {
@@ -456,26 +464,28 @@ fn project(
         })
         .collect();
     if whole.len() == group.len() {
-        matmul(crew, x, n_rows, &whole, store, out);
+        matmul(crew, x, n_rows, &whole, scratch.arithmetic, store, out);
         return;
     }
+    let arithmetic = scratch.arithmetic;
     let width: usize = group.iter().map(|linear| linear.rows()).sum();
     let mut column = 0;
-    let ProjectionScratch { inner: inner_output, member } = scratch;
+    let ProjectionScratch { inner: inner_output, member, .. } = scratch;
     for linear in group {
         let rows = linear.rows();
         member.resize(n_rows * rows, 0.0);
         let bias = linear.bias.as_deref();
         match &linear.weight {
             Weight::Matrix(matrix) => {
-                matmul(crew, x, n_rows, &[Projection { weight: matrix.view(), bias }], Store::Set, member);
+                let whole = Projection { weight: matrix.view(), bias };
+                matmul(crew, x, n_rows, &[whole], arithmetic, Store::Set, member);
             }
             Weight::Factored { inner, outer } => {
                 inner_output.resize(n_rows * inner.rows(), 0.0);
                 let inner = Projection { weight: inner.view(), bias: None };
-                matmul(crew, x, n_rows, &[inner], Store::Set, inner_output);
+                matmul(crew, x, n_rows, &[inner], arithmetic, Store::Set, inner_output);
                 let outer = Projection { weight: outer.view(), bias };
-                matmul(crew, inner_output, n_rows, &[outer], Store::Set, member);
+                matmul(crew, inner_output, n_rows, &[outer], arithmetic, Store::Set, member);
             }
         }
         for (out, member) in out.chunks_exact_mut(width).zip(member.chunks_exact(rows)) {

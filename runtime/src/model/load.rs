@@ -49,8 +49,8 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
     // Before the weights, which take longer: the system may not give so many threads.
     let team = Team::new(threads, Isa::from_env()?)?;
     let weights = load_weights(&outline, threads)?;
-    let Outline { files, spec, checkpoint, unused_tensors, quant_plan, tokenizer, chat_template, .. } = outline;
-    let backend = Backend::Cpu(CpuBackend::new(Arc::clone(&spec), weights, slots.clone(), team));
+    let Outline { files, options, spec, checkpoint, unused_tensors, quant_plan, tokenizer, chat_template } = outline;
+    let backend = Backend::Cpu(CpuBackend::new(Arc::clone(&spec), weights, slots.clone(), team, options.compute));
     let room = |available: u64| available.saturating_sub(memory_plan.weights).saturating_sub(memory_plan.scratch);
     let pool = KvPool::new(groups, memory_plan.available.map_or(u64::MAX, room));
     Ok(Model(Arc::new(Inner {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use infer_kernels::KernelError;
 use infer_kernels::cpu::matrix::ElementType;
-use infer_kernels::quant::{int4, int8};
+use infer_kernels::quant::{PANEL_ROWS, int4, int8};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::options::WeightFormat;
 use crate::quantize::plan::packed_bytes;
 
 /// Rows that one task quantizes: whole panels, enough to amortise the task, few enough to share out.
-const ROWS_PER_TASK: usize = 16;
+const ROWS_PER_TASK: usize = PANEL_ROWS;
 
 /// Bytes of source in a band: enough work for all threads, little memory.
 const BAND_BYTES: usize = 8 << 20;

@@ -6,7 +6,9 @@ use half::{bf16, f16};
 
 use super::LANES;
 use crate::cpu::matrix::Element;
-use crate::quant::{int4, int8};
+use crate::cpu::probe;
+use crate::quant::inputs::{InputTile, Kind};
+use crate::quant::{Lanes, QUAD, int4, int8};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,54 +81,107 @@ pub(super) fn widen<T: Element>(_: Avx2, values: &[T], out: &mut [f32]) {
     unsafe { inner(values, out) }
 }
 
-pub(super) fn int8(_: Avx2, groups: &[int8::Group], out: &mut [f32]) {
+pub(super) fn quantize(_: Avx2, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner(groups: &[int8::Group], out: &mut [f32]) -> usize {
-        let (outs, _) = out.as_chunks_mut::<{ int8::GROUP }>();
-        for (out, [low, high, codes @ ..]) in outs.iter_mut().zip(groups) {
-            let scale = _mm_cvtsi32_si128(u16::from_le_bytes([*low, *high]) as i32);
-            let scale = _mm256_broadcastss_ps(_mm_cvtph_ps(scale));
-            for (out, codes) in out.as_chunks_mut::<8>().0.iter_mut().zip(codes.as_chunks::<8>().0) {
-                let codes = _mm_cvtsi64_si128(i64::from_le_bytes(*codes));
-                let codes = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
-                // SAFETY: out is an array of eight values.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(scale, codes)) };
-            }
-        }
-        outs.len()
+    fn inner(kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
+        tile.fill(kind, x, width);
     }
     // SAFETY: the token proves the features.
-    let whole = unsafe { inner(groups, out) };
-    int8::dequantize_groups(&groups[whole..], &mut out[whole * int8::GROUP..]);
+    unsafe { inner(kind, x, width, tile) }
 }
 
-pub(super) fn int4(_: Avx2, row_scale: f32, groups: &[int4::Group], out: &mut [f32]) {
+pub(super) fn fold(_: Avx2, data: &[u8]) -> u64 {
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner(row_scale: f32, groups: &[int4::Group], out: &mut [f32]) -> usize {
-        let (low, high) = int4::LEVELS.split_at(8);
-        // SAFETY: both are eight values.
-        let (low, high) = unsafe { (_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())) };
-        let places = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-        let (outs, _) = out.as_chunks_mut::<{ int4::GROUP }>();
-        for (out, group) in outs.iter_mut().zip(groups) {
-            let (scale, offset) = int4::scale_and_offset(row_scale, group);
-            let (scale, offset) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
-            for (out, codes) in out.as_chunks_mut::<8>().0.iter_mut().zip(group[1..].as_chunks::<4>().0) {
-                // Eight codes to the low bits of eight lanes. A permutation looks at three bits, so the fourth
-                // chooses between the two halves of the table; a blend looks at the sign.
-                let codes = _mm256_srlv_epi32(_mm256_set1_epi32(i32::from_le_bytes(*codes)), places);
-                let halves = [_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes)];
-                let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
-                let levels = _mm256_blendv_ps(halves[0], halves[1], upper);
-                // SAFETY: out is an array of eight values.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(scale, _mm256_add_ps(levels, offset))) };
-            }
-        }
-        outs.len()
+    fn inner(data: &[u8]) -> u64 {
+        probe::fold(data, |_| ())
     }
     // SAFETY: the token proves the features.
-    let whole = unsafe { inner(row_scale, groups, out) };
-    int4::dequantize_groups(row_scale, &groups[whole..], &mut out[whole * int4::GROUP..]);
+    unsafe { inner(data) }
+}
+
+/// Half of a quad of a panel: eight rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn half_quad(quad: &[u8; 64], half: usize) -> __m256i {
+    // SAFETY: 32 bytes are readable, and the load needs no alignment.
+    unsafe { _mm256_loadu_si256(quad.as_chunks::<32>().0[half].as_ptr().cast()) }
+}
+
+/// Writes eight rows of a quad: `out[i][8 half..] = scales * (byte i of each lane + offsets)`, for as many inputs as
+/// `out` has.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_quad(bytes: __m256i, offsets: __m256i, scales: __m256, half: usize, out: &mut [Lanes]) {
+    let places = [24, 16, 8, 0];
+    for (out, place) in out.iter_mut().zip(places) {
+        let upper = _mm256_sll_epi32(bytes, _mm_cvtsi32_si128(place));
+        let value = _mm256_add_epi32(_mm256_srai_epi32::<24>(upper), offsets);
+        let value = _mm256_mul_ps(scales, _mm256_cvtepi32_ps(value));
+        // SAFETY: eight values are writable.
+        unsafe { _mm256_storeu_ps(out.as_chunks_mut::<8>().0[half].as_mut_ptr(), value) };
+    }
+}
+
+pub(super) fn unpack_int8(_: Avx2, steps: &[int8::Step], out: &mut [Lanes]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(steps: &[int8::Step], out: &mut [Lanes]) {
+        // Without the sign bit, a biased code is the code.
+        let bias = _mm256_set1_epi8(int8::BIAS as i8);
+        for (out, (quads, stored)) in out.chunks_mut(int8::GROUP).zip(steps.iter().flat_map(int8::groups)) {
+            for half in 0..2 {
+                // SAFETY: sixteen bytes are readable.
+                let scales = unsafe { _mm_loadu_si128(stored.as_chunks::<16>().0[half].as_ptr().cast()) };
+                let scales = _mm256_cvtph_ps(scales);
+                for (out, quad) in out.chunks_mut(QUAD).zip(quads) {
+                    let codes = _mm256_xor_si256(half_quad(quad, half), bias);
+                    unpack_quad(codes, _mm256_setzero_si256(), scales, half, out);
+                }
+            }
+        }
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(steps, out) }
+}
+
+pub(super) fn unpack_int4(_: Avx2, row_scales: &Lanes, steps: &[int4::Step], out: &mut [Lanes]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(row_scales: &Lanes, steps: &[int4::Step], out: &mut [Lanes]) {
+        let table = level_table();
+        let (low_half, shift_bits) = (_mm256_set1_epi8(15), _mm256_set1_epi32(12));
+        for (out, (pairs, heads)) in out.chunks_mut(int4::GROUP).zip(steps.iter().flat_map(int4::groups)) {
+            for half in 0..2 {
+                let heads = load_heads(heads, half);
+                let offsets = _mm256_and_si256(_mm256_slli_epi32::<2>(heads), shift_bits);
+                // SAFETY: eight values are readable.
+                let scales = unsafe { _mm256_loadu_ps(row_scales.as_chunks::<8>().0[half].as_ptr()) };
+                let scales = _mm256_mul_ps(scales, _mm256_cvtepi32_ps(_mm256_srai_epi32::<2>(heads)));
+                for (quad, out) in out.chunks_mut(QUAD).enumerate() {
+                    let codes = half_quad(&pairs[quad / 2], half);
+                    let codes = if quad % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
+                    let levels = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low_half));
+                    unpack_quad(levels, offsets, scales, half, out);
+                }
+            }
+        }
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(row_scales, steps, out) }
+}
+
+/// The levels of int4 weights, in both halves of the register.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn level_table() -> __m256i {
+    // SAFETY: sixteen bytes are readable.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(int4::TABLE.as_ptr().cast()) })
+}
+
+/// Eight rows' heads of a group of int4 weights, with their signs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_heads(heads: &[u8; 16], half: usize) -> __m256i {
+    // SAFETY: eight bytes are readable.
+    _mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(heads.as_chunks::<8>().0[half].as_ptr().cast()) })
 }
 
 pub(super) fn dot<T: Element, const N: usize>(_: Avx2, weights: &[T], x: [&[f32]; N]) -> [f32; N] {

@@ -5,12 +5,16 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
 mod portable;
 
 use super::matrix::Element;
-use super::{Isa, Tier};
-use crate::quant::int4::{self, Int4Ref};
-use crate::quant::int8::{self, Int8Ref};
+use super::{Isa, Tier, probe};
+use crate::quant::inputs::{InputTile, Kind};
+use crate::quant::int4::{self, Panel};
+use crate::quant::product::{self, TILE_PANELS, TileQuad};
+use crate::quant::{Lanes, int8};
 
 /// Output features in the lanes of a panel: a panel is [depth][LANES].
 pub(super) const LANES: usize = 16;
@@ -21,7 +25,7 @@ impl Isa {
         match self.0 {
             Tier::Portable => portable::prefetch(values),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(_) => avx2::prefetch(values),
+            Tier::Avx2(_) | Tier::Avx512(_) => avx2::prefetch(values),
         }
     }
 
@@ -32,26 +36,107 @@ impl Isa {
             Tier::Portable => portable::widen(values, out),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::widen(token, values, out),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx2::widen(token.avx2(), values, out),
         }
     }
 
-    /// The values `start..start + out.len()` of a row, exactly as the format's specification gives them.
-    pub(super) fn int8(self, matrix: &Int8Ref<'_>, row: usize, start: usize, out: &mut [f32]) {
-        let groups = matrix.groups(row, start, out.len());
+    /// The values of a panel's first inputs, `out[k][row]`, exactly as the format's specification gives them.
+    pub(super) fn unpack_int8(self, steps: &[int8::Step], out: &mut [Lanes]) {
         match self.0 {
-            Tier::Portable => int8::dequantize_groups(groups, out),
+            Tier::Portable => int8::unpack(steps, out),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::int8(token, groups, out),
+            Tier::Avx2(token) => avx2::unpack_int8(token, steps, out),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx2::unpack_int8(token.avx2(), steps, out),
         }
     }
 
-    /// The values `start..start + out.len()` of a row, exactly as the format's specification gives them.
-    pub(super) fn int4(self, matrix: &Int4Ref<'_>, row: usize, start: usize, out: &mut [f32]) {
-        let (row_scale, groups) = matrix.groups(row, start, out.len());
+    /// The values of a panel's first inputs, `out[k][row]`, exactly as the format's specification gives them.
+    pub(super) fn unpack_int4(self, row_scales: &Lanes, steps: &[int4::Step], out: &mut [Lanes]) {
         match self.0 {
-            Tier::Portable => int4::dequantize_groups(row_scale, groups, out),
+            Tier::Portable => int4::unpack(row_scales, steps, out),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::int4(token, row_scale, groups, out),
+            Tier::Avx2(token) => avx2::unpack_int4(token, row_scales, steps, out),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx2::unpack_int4(token.avx2(), row_scales, steps, out),
+        }
+    }
+
+    /// See [`InputTile::fill`].
+    pub(super) fn quantize(self, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
+        match self.0 {
+            Tier::Portable => tile.fill(kind, x, width),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2::quantize(token, kind, x, width, tile),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::quantize(token, kind, x, width, tile),
+        }
+    }
+
+    /// See [`probe::read`].
+    pub(super) fn fold(self, data: &[u8]) -> u64 {
+        match self.0 {
+            Tier::Portable => probe::fold(data, |_| ()),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2::fold(token, data),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::fold(token, data),
+        }
+    }
+
+    /// See [`probe::multiply`].
+    pub(super) fn multiply(self, operation: probe::Operation, rounds: usize) -> u64 {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::multiply(token, operation, rounds),
+            _ => 0,
+        }
+    }
+
+    /// See [`product::int4_product`].
+    pub(super) fn int4_product(self, panels: &[Panel<'_>], inputs: &InputTile, sums: &mut [Lanes]) {
+        assert_eq!(sums.len(), panels.len() * inputs.width, "sums of a product");
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::int4_product(token, panels, inputs, sums),
+            _ => product::int4_product(panels, inputs, sums),
+        }
+    }
+
+    /// See [`product::int8_product`].
+    pub(super) fn int8_product(self, panels: &[&[int8::Step]], inputs: &InputTile, first: usize, sums: &mut [Lanes]) {
+        assert_eq!(sums.len(), panels.len() * inputs.width, "sums of a product");
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::int8_product(token, panels, inputs, first, sums),
+            _ => product::int8_product(panels, inputs, first, sums),
+        }
+    }
+
+    /// See [`product::expand`].
+    pub(super) fn expand(self, row_scales: &Lanes, steps: &[int4::Step], index: usize, tile: &mut [TileQuad]) -> Lanes {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::expand(token, row_scales, steps, index, tile),
+            _ => product::expand(row_scales, steps, index, tile),
+        }
+    }
+
+    /// See [`product::expanded_product`].
+    pub(super) fn expanded_product(
+        self,
+        tile: &[TileQuad],
+        scales: &[Lanes; TILE_PANELS],
+        inputs: &InputTile,
+        block: usize,
+        sums: &mut [Lanes],
+    ) {
+        assert_eq!(sums.len(), TILE_PANELS * inputs.width, "sums of a product");
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::expanded_product(token, tile, scales, inputs, block, sums),
+            _ => product::expanded_product(tile, scales, inputs, block, sums),
         }
     }
 
@@ -64,6 +149,8 @@ impl Isa {
             Tier::Portable => portable::dot(weights, x),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::dot(token, weights, x),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx2::dot(token.avx2(), weights, x),
         }
     }
 
@@ -75,6 +162,8 @@ impl Isa {
             Tier::Portable => portable::pack(rows, depth, panel),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::pack(token, rows, depth, panel),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx2::pack(token.avx2(), rows, depth, panel),
         }
     }
 
@@ -97,34 +186,11 @@ impl Isa {
             Tier::Portable => portable::gemm(n, (x, x_stride), panel, (out, out_stride)),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::gemm(token, n, (x, x_stride), panel, (out, out_stride)),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx2::gemm(token.avx2(), n, (x, x_stride), panel, (out, out_stride)),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_tier_dequantizes_exactly_as_specified() {
-        // Any bytes are a matrix. The scales' upper bytes are kept below those of NaN, which equals nothing.
-        let bytes = |n: usize| (0..n).map(|i| ((i * i * 31 + i * 7 + 5) % 251) as u8 & 0xbb).collect::<Vec<u8>>();
-        for cols in [1, 15, 16, 17, 31, 32, 33, 64, 300] {
-            let (n8, n4) = (int8::packed_bytes(3, cols), int4::packed_bytes(3, cols));
-            let (bytes8, bytes4) = (bytes(n8.unwrap_or(0)), bytes(n4.unwrap_or(0)));
-            let int8 = Int8Ref::new(&bytes8, 3, cols).expect("its length");
-            let int4 = Int4Ref::new(&bytes4, 3, cols).expect("its length");
-            for isa in Isa::available() {
-                for (row, start) in [(0, 0), (2, 0), (1, cols / 32 * 32)] {
-                    let (mut found, mut expected) = (vec![0.0; cols - start], vec![1.0; cols - start]);
-                    isa.int8(&int8, row, start, &mut found);
-                    int8.dequantize(row, start, &mut expected);
-                    assert_eq!(found, expected, "int8, {}, row {row} of {cols} from {start}", isa.name());
-                    isa.int4(&int4, row, start, &mut found);
-                    int4.dequantize(row, start, &mut expected);
-                    assert_eq!(found, expected, "int4, {}, row {row} of {cols} from {start}", isa.name());
-                }
-            }
-        }
-    }
-}
+mod tests;

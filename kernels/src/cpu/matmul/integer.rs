@@ -1,0 +1,164 @@
+//! Products in integers: quantized weights with quantized activations.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::{FEW, Part};
+use crate::cpu::Isa;
+use crate::cpu::crew::{Crew, Tile};
+use crate::quant::inputs::{InputTile, Kind};
+use crate::quant::int4::{Int4Ref, Panel};
+use crate::quant::int8::{self, Int8Ref};
+use crate::quant::product::{BLOCK_STEPS, TILE_PANELS, TileQuad};
+use crate::quant::{Lanes, PANEL_ROWS, QUAD, STEP};
+
+/// Columns of a tile of inputs when weights are multiplied as they are read, and when there are many tokens: as many
+/// as the inner kernels keep sums of in registers.
+const FEW_COLUMNS: usize = 4;
+const MANY_COLUMNS: usize = 6;
+
+/// Steps of int8 weights that meet all tokens while they are in the first-level cache.
+const INT8_STEPS: usize = 16;
+
+/// Columns of each tile of inputs (the last may have fewer): nearly equal, so that none is much smaller.
+pub(super) fn tile_width(n_tokens: usize) -> usize {
+    let most = if n_tokens <= FEW { FEW_COLUMNS } else { MANY_COLUMNS };
+    n_tokens.div_ceil(n_tokens.div_ceil(most).max(1)).max(1)
+}
+
+thread_local! {
+    /// Memory that is kept from product to product: new memory would cost a fault for every page.
+    static INPUTS: Cell<[Vec<InputTile>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+    static SUMS: Cell<Vec<Lanes>> = const { Cell::new(Vec::new()) };
+}
+
+/// The activations of all tokens, in each form that a group's weights want.
+pub(super) struct QuantizedInputs {
+    width: usize,
+    n_tiles: usize,
+    tiles: [Vec<InputTile>; 2],
+}
+
+impl QuantizedInputs {
+    /// Quantizes `x`, [n_tokens, cols], for both kinds of weights, if they are there.
+    pub(super) fn new(
+        crew: &Crew<'_>,
+        x: &[f32],
+        n_tokens: usize,
+        cols: usize,
+        wanted: impl Fn(Kind) -> bool,
+    ) -> QuantizedInputs {
+        let width = tile_width(n_tokens);
+        let n_tiles = n_tokens.div_ceil(width);
+        let isa = crew.isa();
+        let mut tiles = INPUTS.take();
+        for (kind, tiles) in [Kind::Int4, Kind::Int8].into_iter().zip(&mut tiles) {
+            if !wanted(kind) {
+                continue;
+            }
+            tiles.resize_with(tiles.len().max(n_tiles), InputTile::default);
+            crew.rows(&mut tiles[..n_tiles], 1, |i, tile| {
+                let tokens = i * width..n_tokens.min((i + 1) * width);
+                let x = &x[tokens.start * cols..tokens.end * cols];
+                isa.quantize(kind, x, tokens.len(), &mut tile[0]);
+            });
+        }
+        QuantizedInputs { width, n_tiles, tiles }
+    }
+
+    /// The inputs of a task's tokens, tile by tile, each with the number of its first token within the task.
+    fn of_task(&self, kind: Kind, tokens: Range<usize>) -> impl Iterator<Item = (usize, &InputTile)> + Clone {
+        let tiles = &self.tiles[usize::from(kind == Kind::Int8)][..self.n_tiles];
+        let tiles = &tiles[tokens.start / self.width..tokens.end.div_ceil(self.width)];
+        (0..).step_by(self.width).zip(tiles)
+    }
+}
+
+impl Drop for QuantizedInputs {
+    fn drop(&mut self) {
+        INPUTS.set(std::mem::take(&mut self.tiles));
+    }
+}
+
+/// Expanded weights in the caches, at the start of a cache line.
+#[repr(align(64))]
+struct Expanded([TileQuad; BLOCK_STEPS * STEP / QUAD]);
+
+impl Part<'_> {
+    pub(super) fn int4(&self, isa: Isa, m: &Int4Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
+        let panels = self.panels(tile).map(|index| m.panel(index));
+        let panels = &panels[..self.n_panels];
+        self.with_sums(tile, |tokens, sums| {
+            let inputs = inputs.of_task(Kind::Int4, tokens);
+            if self.n_panels == TILE_PANELS {
+                int4_many(isa, panels, inputs, sums);
+                return;
+            }
+            for (first, inputs) in inputs {
+                isa.int4_product(panels, inputs, &mut sums[first * panels.len()..][..inputs.width * panels.len()]);
+            }
+        });
+    }
+
+    pub(super) fn int8(&self, isa: Isa, m: &Int8Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
+        let panels = self.panels(tile).map(|index| m.panel(index));
+        let panels = &panels[..self.n_panels];
+        self.with_sums(tile, |tokens, sums| {
+            let n_steps = panels[0].len();
+            let at_once = if self.n_panels == TILE_PANELS { INT8_STEPS } else { n_steps.max(1) };
+            for start in (0..n_steps).step_by(at_once) {
+                let mut steps: [&[int8::Step]; TILE_PANELS] = [&[]; TILE_PANELS];
+                for (steps, panel) in steps.iter_mut().zip(panels) {
+                    *steps = &panel[start..n_steps.min(start + at_once)];
+                }
+                for (first, inputs) in inputs.of_task(Kind::Int8, tokens.clone()) {
+                    let sums = &mut sums[first * panels.len()..][..inputs.width * panels.len()];
+                    isa.int8_product(&steps[..panels.len()], inputs, start, sums);
+                }
+            }
+        });
+    }
+
+    /// The panels of a task, `n_panels` of them. Behind the last row the last panel is repeated; those sums are not
+    /// looked at.
+    fn panels(&self, tile: &Tile<'_, f32>) -> [usize; TILE_PANELS] {
+        let rows = self.rows(tile);
+        let (first, last) = (rows.start / PANEL_ROWS, (rows.end - 1) / PANEL_ROWS);
+        std::array::from_fn(|i| last.min(first + i))
+    }
+
+    /// Calls `work` with the task's tokens and zeros for their sums, [token][panel], and finishes the sums.
+    fn with_sums(&self, tile: &mut Tile<'_, f32>, work: impl FnOnce(Range<usize>, &mut [Lanes])) {
+        let mut sums = SUMS.take();
+        sums.clear();
+        sums.resize(tile.rows.len() * self.n_panels, Lanes::default());
+        work(tile.rows.clone(), &mut sums);
+        for (token, sums) in sums.chunks_exact(self.n_panels).enumerate() {
+            self.put(tile, token, 0, bytemuck::cast_slice(sums));
+        }
+        SUMS.set(sums);
+    }
+}
+
+/// Block by block, the weights are expanded to bytes that meet all tokens.
+fn int4_many<'a>(
+    isa: Isa,
+    panels: &[Panel<'_>],
+    inputs: impl Iterator<Item = (usize, &'a InputTile)> + Clone,
+    sums: &mut [Lanes],
+) {
+    let mut expanded = Expanded([[[0; 64]; TILE_PANELS]; BLOCK_STEPS * STEP / QUAD]);
+    let mut scales = [Lanes::default(); TILE_PANELS];
+    let n_steps = panels[0].steps.len();
+    for (block, start) in (0..n_steps).step_by(BLOCK_STEPS).enumerate() {
+        let steps = start..n_steps.min(start + BLOCK_STEPS);
+        let expanded = &mut expanded.0[..steps.len() * STEP / QUAD];
+        for (index, panel) in panels.iter().enumerate() {
+            scales[index] = isa.expand(&panel.row_scales, &panel.steps[steps.clone()], index, expanded);
+        }
+        for (first, inputs) in inputs.clone() {
+            let sums = &mut sums[first * TILE_PANELS..][..inputs.width * TILE_PANELS];
+            isa.expanded_product(expanded, &scales, inputs, block, sums);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Products of activations with weight matrices.
+//!
+//! Few tokens (decoding) are bound by reading the weights: they are read once, front to back, and multiplied with
+//! all tokens as they come. More tokens (prefill) are bound by arithmetic: a tile of weights is brought into the
+//! form that the inner kernel likes best and stays in the caches while it meets all tokens.
+
+mod exact;
+mod integer;
+
+use std::ops::Range;
+
+use super::crew::{Crew, Tile};
+use super::matrix::MatrixRef;
+use crate::quant::PANEL_ROWS;
+use crate::quant::inputs::Kind;
+use crate::quant::product::TILE_PANELS;
+use integer::QuantizedInputs;
+
+/// One matrix of a group that shares its input.
+#[derive(Clone, Copy, Debug)]
+pub struct Projection<'a> {
+    /// The weights, [rows = output features, cols = input features].
+    pub weight: MatrixRef<'a>,
+    /// One value for each row.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// What happens to the output's old values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// They are overwritten.
+    Set,
+    /// They are added to.
+    Add,
+}
+
+/// How products with quantized weights are computed. Dense weights know one way only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// With the weights' values and f32 activations.
+    #[default]
+    Exact,
+    /// In integers, with activations that are quantized to 8 bits (see [`crate::quant::inputs`]).
+    Integer,
+}
+
+/// Up to this many tokens, weights are multiplied as they are read.
+const FEW: usize = 8;
+
+/// Tokens of a task, about. Weights are brought into form again for each, so many; but its sums stay in the cache.
+const HEIGHT: usize = 512;
+
+/// `out[t, o_p + r] (= or +=) sum_k x[t, k] * w_p[r, k] + bias_p[r]`, where o_p counts the rows of the
+/// projections before p.
+///
+/// `x` is [n_tokens, cols], `out` [n_tokens, rows of the whole group].
+pub fn matmul(
+    crew: &Crew<'_>,
+    x: &[f32],
+    n_tokens: usize,
+    group: &[Projection<'_>],
+    arithmetic: Arithmetic,
+    store: Store,
+    out: &mut [f32],
+) {
+    let widths: Vec<usize> = group.iter().map(|p| p.weight.rows()).collect();
+    let row_len: usize = widths.iter().sum();
+    let cols = group.first().map_or(0, |p| p.weight.cols());
+    for p in group {
+        assert_eq!(p.weight.cols(), cols, "input features of a group's matrices");
+        assert!(p.bias.is_none_or(|bias| bias.len() == p.weight.rows()), "a bias for {} rows", p.weight.rows());
+    }
+    assert_eq!(x.len(), n_tokens * cols, "inputs of {n_tokens} tokens of {cols}");
+    assert_eq!(out.len(), n_tokens * row_len, "outputs of {n_tokens} tokens of {row_len}");
+    if out.is_empty() {
+        return;
+    }
+    let isa = crew.isa();
+    let wanted = |kind| group.iter().any(|p| kind_of(&p.weight) == Some(kind));
+    let inputs = (arithmetic == Arithmetic::Integer).then(|| QuantizedInputs::new(crew, x, n_tokens, cols, wanted));
+    let n_panels = match n_tokens {
+        1 => 1,
+        ..=FEW => 2,
+        _ => TILE_PANELS,
+    };
+    // A task's tokens are whole tiles of quantized inputs.
+    let tile_width = integer::tile_width(n_tokens);
+    let height = n_tokens.div_ceil(tile_width).div_ceil(n_tokens.div_ceil(HEIGHT)) * tile_width;
+    crew.tiles(out, &widths, n_panels * PANEL_ROWS, height, |mut tile| {
+        let part = Part { projection: &group[tile.segment], first: tile.start_of_segment, n_panels, store };
+        match (&part.projection.weight, &inputs) {
+            (MatrixRef::Int4(m), Some(inputs)) => part.int4(isa, m, inputs, &mut tile),
+            (MatrixRef::Int8(m), Some(inputs)) => part.int8(isa, m, inputs, &mut tile),
+            _ => {
+                let x = &x[tile.rows.start * cols..tile.rows.end * cols];
+                part.exact(isa, x, cols, &mut tile);
+            }
+        }
+    });
+}
+
+/// The form of activations that a matrix wants, if it is quantized.
+fn kind_of(weight: &MatrixRef<'_>) -> Option<Kind> {
+    match weight {
+        MatrixRef::Int8(_) => Some(Kind::Int8),
+        MatrixRef::Int4(_) => Some(Kind::Int4),
+        MatrixRef::F32(_) | MatrixRef::F16(_) | MatrixRef::Bf16(_) => None,
+    }
+}
+
+/// What a task knows of the projection that its tile belongs to.
+struct Part<'a> {
+    projection: &'a Projection<'a>,
+    /// The output column of the projection's first row.
+    first: usize,
+    /// Panels of rows that a task has, unless the rows end before.
+    n_panels: usize,
+    store: Store,
+}
+
+impl Part<'_> {
+    /// The projection's rows that a tile covers.
+    fn rows(&self, tile: &Tile<'_, f32>) -> Range<usize> {
+        tile.columns.start - self.first..tile.columns.end - self.first
+    }
+
+    /// Finishes sums of one token, of the tile's columns from `column` on. There may be more sums than columns.
+    fn put(&self, tile: &mut Tile<'_, f32>, token: usize, column: usize, sums: &[f32]) {
+        let rows = self.rows(tile);
+        let out = &mut tile.row(token)[column..];
+        let bias = self.projection.bias.map(|bias| &bias[rows][column..]);
+        for (i, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+            let sum = bias.map_or(*sum, |bias| sum + bias[i]);
+            match self.store {
+                Store::Set => *out = sum,
+                Store::Add => *out += sum,
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What the machine can do at most, so that a speed can be stated as a share of it: reading memory and multiplying,
+//! with the same threads and instructions as the kernels.
+
+use super::crew::Crew;
+
+/// Bytes of a task that reads: as a rule of a few panels.
+const CHUNK: usize = 1 << 16;
+
+/// Multiply-adds of a task to each lane of each sum.
+const ROUNDS: usize = 1 << 14;
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Bytes, summed in 32 bits.
+    Int8,
+    /// f32, fused with the addition.
+    F32,
+}
+
+/// Reads `data` once, each worker its own range front to back. Returns a checksum, so that it is really read.
+pub fn read(crew: &Crew<'_>, data: &[u8]) -> u64 {
+    let isa = crew.isa();
+    let mut sums = vec![0; data.len().div_ceil(CHUNK)];
+    crew.rows(&mut sums, 1, |i, sum| sum[0] = isa.fold(&data[i * CHUNK..data.len().min((i + 1) * CHUNK)]));
+    sums.iter().fold(0, |all, sum| all ^ sum)
+}
+
+/// Keeps every worker at multiply-adds from and to registers, `tasks` tasks in all. Returns the operations done, two
+/// for each product and addition; 0 if the tier has no instruction for them.
+pub fn multiply(crew: &Crew<'_>, operation: Operation, tasks: usize) -> u64 {
+    let isa = crew.isa();
+    let mut operations = vec![0; tasks];
+    crew.rows(&mut operations, 1, |_, operations| operations[0] = isa.multiply(operation, ROUNDS));
+    operations.iter().sum()
+}
+
+/// The exclusive or of words. Inlined, so that each tier gets vector code of its own; in 32 lanes, so that it does not
+/// wait for itself.
+#[inline(always)]
+pub(super) fn fold(data: &[u8], prefetch: impl Fn(&[u8])) -> u64 {
+    let mut lanes = [0; 32];
+    let (blocks, rest) = data.as_chunks::<256>();
+    for block in blocks {
+        prefetch(block);
+        lanes.iter_mut().zip(block.as_chunks().0).for_each(|(lane, word)| *lane ^= u64::from_le_bytes(*word));
+    }
+    lanes.iter().fold(rest.iter().fold(0, |all, byte| all ^ *byte as u64), |all, lane| all ^ lane)
+}
