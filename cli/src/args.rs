@@ -54,6 +54,10 @@ pub enum Command {
     Show(ShowArgs),
     /// Write the logits of a list of tokens to a safetensors file
     Logits(LogitsArgs),
+    /// Write a folder with quantized weights that --model opens
+    Quantize(QuantizeArgs),
+    /// List or remove the quantized models that are kept
+    Cache(CacheArgs),
     /// Turn text into token ids, ids into text, or render a chat
     Tokenize(TokenizeArgs),
 }
@@ -64,6 +68,8 @@ impl Command {
         match self {
             Command::Show(_) => "show",
             Command::Logits(_) => "logits",
+            Command::Quantize(_) => "quantize",
+            Command::Cache(_) => "cache",
             Command::Tokenize(_) => "tokenize",
         }
     }
@@ -217,6 +223,52 @@ pub struct LogitsArgs {
     /// The safetensors file to write
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
+}
+
+/// Flags of `infer quantize`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The folder has config, tokenizer and template too, and is opened without --q4 or --q8.
+
+Example:
+  infer quantize --model DIR --q4 -o DIR-q4 && infer --model DIR-q4")]
+pub struct QuantizeArgs {
+    /// The folder to write
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Replace the folder if it holds something
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Commands of `infer cache`.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CacheCommand,
+}
+
+/// What `infer cache` does.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// List the models that are kept: size, name, where each came from
+    Ls {
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove models, and what was left unfinished
+    Rm {
+        /// Names as `ls` lists them
+        #[arg(value_name = "NAME", required_unless_present = "all")]
+        names: Vec<String>,
+        /// Remove all of them
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
+    },
+    /// Print the folder that they are kept in
+    Path,
 }
 
 /// Flags of `infer tokenize`.

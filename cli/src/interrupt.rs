@@ -29,7 +29,7 @@ struct State {
     chatting: AtomicBool,
     /// The line editor has the terminal in raw mode. There Ctrl-C is a key; a signal comes from elsewhere.
     editing: AtomicBool,
-    /// A file that must not outlive the program.
+    /// A file or folder that must not outlive the program.
     unfinished: Mutex<Option<PathBuf>>,
 }
 
@@ -72,7 +72,7 @@ impl Interrupts {
         result
     }
 
-    /// Names the file to remove if the program is ended; `None` when it is finished.
+    /// Names the file or folder to remove if the program is ended; `None` when it is finished.
     pub fn set_unfinished(&self, path: Option<&Path>) {
         if let Ok(mut unfinished) = self.0.unfinished.lock() {
             *unfinished = path.map(Path::to_owned);
@@ -95,7 +95,7 @@ impl State {
         if let Ok(mut unfinished) = self.unfinished.lock()
             && let Some(path) = unfinished.take()
         {
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
         }
         if self.editing.load(Ordering::SeqCst) {
             // The editor would undo its raw mode when it returns, but it will not return.

@@ -2,6 +2,7 @@
 
 mod answer;
 mod args;
+mod cache;
 mod chat;
 mod chat_file;
 mod demo;
@@ -11,8 +12,10 @@ mod interrupt;
 mod load;
 mod logits;
 mod out_file;
+mod out_folder;
 mod output;
 mod prompt;
+mod quantize;
 mod sampling;
 mod show;
 mod terminal;
@@ -62,6 +65,8 @@ fn run() -> Result<u8> {
             match command {
                 Command::Show(args) => show::run(args, &cli.model)?,
                 Command::Logits(args) => logits::run(args, &cli.model, &interrupts)?,
+                Command::Quantize(args) => quantize::run(args, &cli.model, &interrupts)?,
+                Command::Cache(args) => cache::run(&args.command)?,
                 Command::Tokenize(args) => tokenize::run(args, &cli.model)?,
             }
         }

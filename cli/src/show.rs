@@ -60,10 +60,10 @@ impl Description {
         self.tensors.iter().filter(|tensor| !unused(&tensor.name)).map(elements).sum()
     }
 
-    /// Bytes of each type.
+    /// Bytes of each type; tensors that are packed have none.
     fn dtypes(&self) -> BTreeMap<String, u64> {
         let mut sizes = BTreeMap::new();
-        for tensor in &self.tensors {
+        for tensor in self.tensors.iter().filter(|tensor| !tensor.bytes.is_empty()) {
             *sizes.entry(tensor.dtype.to_string()).or_default() += tensor.bytes.len() as u64;
         }
         sizes
@@ -71,6 +71,10 @@ impl Description {
 
     /// Bytes of the tensors in each file.
     fn files(&self) -> BTreeMap<String, u64> {
+        let checkpoint = self.outline.checkpoint();
+        if checkpoint.packed_plan().is_some() {
+            return checkpoint.files().map(|file| (file.display().to_string(), checkpoint.total_bytes())).collect();
+        }
         let mut sizes = BTreeMap::new();
         for tensor in &self.tensors {
             *sizes.entry(tensor.file.display().to_string()).or_default() += tensor.bytes.len() as u64;
@@ -97,6 +101,7 @@ impl Description {
             "unused_tensors": self.outline.unused_tensors(),
             "tokenizer": matches!(self.outline.tokenizer(), Ok(Some(_))),
             "chat_template": matches!(self.outline.chat_template(), Ok(Some(_))),
+            "packed": self.outline.checkpoint().packed_plan(),
             "plan": self.outline.quant_plan().summary(),
             "classes": self.outline.quant_plan().classes().iter().map(class_json).collect::<Vec<_>>(),
             "bits_per_weight": self.outline.quant_plan().bits_per_weight(),
@@ -124,6 +129,9 @@ impl Description {
         }
         lines.add("vocabulary", &spec.vocab_size.to_string());
         lines.add("context", &spec.context_length.map_or("no fixed limit".to_owned(), |n| format!("{n} tokens")));
+        if let Some(plan) = self.outline.checkpoint().packed_plan() {
+            lines.add("packed", &format!("{plan}, used as it is: no flag is needed"));
+        }
         for (dtype, size) in self.dtypes() {
             lines.add("weights", &format!("{} {}", dtype.to_lowercase(), bytes(size)));
         }

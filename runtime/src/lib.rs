@@ -95,7 +95,7 @@ pub use model::engine::Logits;
 pub use model::outline::Outline;
 pub use model::spec::Spec;
 pub use options::{Compute, KvType, LoadOptions, Notice, Progress, WeightFormat};
-pub use quantize::{Override, PackedCache, QuantPlan};
+pub use quantize::{CacheEntry, Override, PackedCache, QuantPlan};
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::Session;
 pub use stop::{StopStrings, StopTokens};

@@ -93,7 +93,10 @@ fn a_folder_without_a_tokenizer_is_enough() {
     let folder = demo_files(&["config.json", "model.safetensors"]);
     let out = folder.path().join("a.safetensors");
     write_logits(&out, &["--model", text(folder.path()), "--tokens", "7"]);
-    write_logits(&out, &["--model", text(&folder.path().join("model.safetensors")), "--tokens", "7", "--q4"]);
+    write_logits(
+        &out,
+        &["--model", text(&folder.path().join("model.safetensors")), "--tokens", "7", "--q4", "--no-cache"],
+    );
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The program from outside: what it prints where, and the code it ends with.
 
 mod answer;
+mod cache;
 mod logits;
+mod quantize;
 mod readme;
 mod show;
 mod tokenize;

@@ -134,23 +134,24 @@ impl Checkpoint {
         self.packed.as_ref()
     }
 
-    /// A checksum of what tells these files from others without reading them: names, sizes, times of the last change,
-    /// headers.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if a file is not there any more.
-    pub(crate) fn fingerprint(&self) -> Result<String> {
+    /// The flags that packed weights were made with; none if the weights are not packed.
+    pub fn packed_plan(&self) -> Option<&str> {
+        self.packed.as_ref().map(|packed| packed.summary.as_str())
+    }
+
+    /// A checksum of what tells these files from others without reading them: names, sizes, times of the last change
+    /// (of those that lie on a disk), headers.
+    pub(crate) fn fingerprint(&self) -> String {
         let mut checksum = Checksum::new();
         for Shard { path, bytes } in &self.shards {
-            let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
-            let changed = metadata.modified().map_err(|error| Error::io(path, error))?;
-            let changed = changed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+            let changed = fs::metadata(path).and_then(|metadata| metadata.modified());
+            let changed = changed.ok().and_then(|changed| changed.duration_since(UNIX_EPOCH).ok());
             checksum.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-            checksum.update(&metadata.len().to_le_bytes());
-            checksum.update(&changed.to_le_bytes());
+            checksum.update(&bytes.len().to_le_bytes());
+            checksum.update(&changed.map_or(0, |changed| changed.as_nanos()).to_le_bytes());
             checksum.update(header::bytes(bytes));
         }
-        Ok(checksum.finish())
+        checksum.finish()
     }
 
     /// The names of all tensors, sorted.

@@ -68,49 +68,59 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
 }
 
 /// What the process may use of the machine, by its affinity and its cgroup's quota.
-fn usable_threads() -> usize {
+pub(crate) fn usable_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Loads the weights and reports progress in order, whatever threads it comes from. Those that are to be quantized come
-/// from the cache, if there is one.
+/// Loads the weights. Those that are to be quantized come from the cache, if there is one.
 fn load_weights(outline: &Outline, threads: usize) -> Result<Weights> {
     let Outline { files, options, spec, checkpoint, quant_plan: plan, .. } = outline;
     let start = Instant::now();
     let pool = quantizing_pool(threads)?;
-    let total = checkpoint.total_bytes();
-    let done = Mutex::new(0);
-    let report = |progress| {
-        if let Some(report) = &options.progress {
-            report(progress);
-        }
-    };
-    let progress = |n_bytes| {
-        // Held while reporting, so that reports come one at a time and never go back.
-        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-        *done = total.min(*done + n_bytes);
-        report(Progress { done: *done, total });
-    };
     let notify = |notice| {
         if let Some(notices) = &options.notices {
             notices(notice);
         }
     };
     let quantizes = plan.quantizes() && checkpoint.packed().is_none();
-    let kept = match &options.cache {
-        Some(folder) if quantizes && files.are_in_folder() => {
-            let request = Request { spec, checkpoint, plan, pool: &pool, progress: &progress, notices: &notify };
-            PackedCache::new(folder).open(&request)?
+    let source_bytes = checkpoint.total_bytes();
+    reporting(options, source_bytes, |progress| {
+        let kept = match &options.cache {
+            Some(folder) if quantizes && files.are_in_folder() => {
+                let request = Request { spec, checkpoint, plan, pool: &pool, progress, notices: &notify };
+                PackedCache::new(folder).open(&request)?
+            }
+            _ => None,
+        };
+        let weights = Weights::load(spec, kept.as_ref().unwrap_or(checkpoint), plan, &pool, progress)?;
+        if quantizes && kept.is_none() {
+            let (packed_bytes, elapsed) = (plan.memory_bytes(), start.elapsed());
+            notify(Notice::Quantized { source_bytes, packed_bytes, elapsed, path: None });
         }
-        _ => None,
+        Ok(weights)
+    })
+}
+
+/// Reports progress in order, whatever threads it comes from: `work` is given a function to call with numbers of bytes.
+pub(crate) fn reporting<R>(
+    options: &LoadOptions,
+    total: u64,
+    work: impl FnOnce(&(dyn Fn(u64) + Sync)) -> Result<R>,
+) -> Result<R> {
+    let done = Mutex::new(0);
+    let report = |progress| {
+        if let Some(report) = &options.progress {
+            report(progress);
+        }
     };
-    let weights = Weights::load(spec, kept.as_ref().unwrap_or(checkpoint), plan, &pool, &progress)?;
+    let result = work(&|n_bytes| {
+        // Held while reporting, so that reports come one at a time and never go back.
+        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+        *done = total.min(*done + n_bytes);
+        report(Progress { done: *done, total });
+    })?;
     report(Progress { done: total, total });
-    if quantizes && kept.is_none() {
-        let (packed_bytes, elapsed) = (plan.memory_bytes(), start.elapsed());
-        notify(Notice::Quantized { source_bytes: total, packed_bytes, elapsed, path: None });
-    }
-    Ok(weights)
+    Ok(result)
 }
 
 /// Threads that quantize.
@@ -126,11 +136,20 @@ fn fingerprint(files: &ModelFiles, checkpoint: &Checkpoint, plan: &QuantPlan) ->
     /// Bytes are taken from so many tensors at most: each may cost a read from the disk.
     const SAMPLED_TENSORS: usize = 256;
     const SAMPLED_BYTES: usize = 64;
+    fn middle(bytes: &[u8]) -> &[u8] {
+        let middle = bytes.len() / 2;
+        bytes.get(middle..bytes.len().min(middle + SAMPLED_BYTES)).unwrap_or_default()
+    }
     let mut checksum = Checksum::new();
     if let Some(file) = files.read("config.json", LARGEST_CONFIG)? {
         checksum.update(&file.bytes);
     }
     checksum.update(plan.summary().as_bytes());
+    // Those of a packed file come from it, and from nowhere else.
+    let packed = checkpoint.packed().map(|packed| packed.matrices.values()).into_iter().flatten();
+    for matrix in packed.take(SAMPLED_TENSORS) {
+        checksum.update(middle(&matrix.bytes));
+    }
     let step = checkpoint.len() / SAMPLED_TENSORS + 1;
     for (index, name) in checkpoint.names().enumerate() {
         // The name and the shape of random weights say all about them.
@@ -141,9 +160,7 @@ fn fingerprint(files: &ModelFiles, checkpoint: &Checkpoint, plan: &QuantPlan) ->
         let Some(tensor) = checkpoint.tensor(name) else { continue };
         checksum.update(format!("{name} {} {:?}", tensor.dtype, tensor.shape).as_bytes());
         if index % step == 0 {
-            let middle = tensor.bytes.len() / 2;
-            let end = tensor.bytes.len().min(middle + SAMPLED_BYTES);
-            checksum.update(tensor.bytes.get(middle..end).unwrap_or_default());
+            checksum.update(middle(&tensor.bytes));
         }
     }
     Ok(checksum.finish())

@@ -6,7 +6,7 @@ pub mod cost;
 pub(crate) mod engine;
 pub(crate) mod forward;
 pub(crate) mod linear;
-mod load;
+pub(crate) mod load;
 pub mod outline;
 pub(crate) mod rope;
 mod rope_scaling;

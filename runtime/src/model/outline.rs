@@ -30,14 +30,14 @@ const LEAST_CHUNK: usize = 64;
 /// A model's facts, the table of its tensors, its tokenizer and template: read and checked, without its weights. It
 /// is the first half of [`Model::load`](crate::Model::load), and costs a small part of the time.
 pub struct Outline {
-    pub(super) files: ModelFiles,
+    pub(crate) files: ModelFiles,
     pub(super) spec: Arc<Spec>,
     pub(super) checkpoint: Checkpoint,
     pub(super) unused_tensors: Vec<String>,
     pub(super) quant_plan: QuantPlan,
     pub(super) tokenizer: Companion<Tokenizer>,
     pub(super) chat_template: Companion<ChatTemplate>,
-    pub(super) options: LoadOptions,
+    pub(crate) options: LoadOptions,
 }
 
 impl Outline {
@@ -138,7 +138,8 @@ impl Outline {
     pub fn memory_plan(&self) -> Result<MemoryPlan> {
         let options = &self.options;
         // Weights that stay where they are mapped are taken already.
-        let in_place = !self.quant_plan.quantizes() && !self.checkpoint.is_random();
+        let in_place =
+            (!self.quant_plan.quantizes() || self.checkpoint.packed().is_some()) && !self.checkpoint.is_random();
         let mapped = if in_place { self.checkpoint.total_bytes() } else { 0 };
         let plan = PlanOptions {
             kv: self.kv_type(),

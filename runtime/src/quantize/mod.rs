@@ -1,6 +1,7 @@
 //! From weights as they are stored to packed ones: what becomes what, quantizing, and the files that keep the result.
 
 pub mod cache;
+mod folder;
 mod glob;
 pub(crate) mod packed_file;
 pub(crate) mod plan;

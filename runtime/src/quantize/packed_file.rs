@@ -85,7 +85,7 @@ impl<'a> PackedFile<'a> {
         for tensor in &stored {
             table.add(checkpoint, &tensor.name, tensor.dtype, tensor.shape.clone(), tensor.bytes.len())?;
         }
-        let metadata = metadata(checkpoint, plan, &packed, model)?;
+        let metadata = metadata(checkpoint, plan, &packed, model);
         let header = header_bytes(metadata, &table.entries);
         let packed = packed.into_iter().map(|(_, matrix, format)| Content::Packed(matrix, format));
         let contents = packed.chain(stored.into_iter().map(Content::Stored)).collect();
@@ -206,7 +206,7 @@ fn metadata(
     plan: &QuantPlan,
     packed: &[(String, &Matrix, WeightFormat)],
     model: Option<&Path>,
-) -> Result<BTreeMap<String, String>> {
+) -> BTreeMap<String, String> {
     let formats = packed.iter().map(|(name, _, format)| (name.clone(), Value::from(format.name())));
     let mut sources = BTreeMap::new();
     for (_, matrix, _) in packed {
@@ -220,7 +220,7 @@ fn metadata(
         ("plan", plan.summary().to_owned()),
         ("matrices", Value::Object(formats.collect()).to_string()),
         ("tensors", json!(sources).to_string()),
-        ("source", checkpoint.fingerprint()?),
+        ("source", checkpoint.fingerprint()),
     ]
     .into_iter()
     .map(|(key, text)| (key.to_owned(), text))
@@ -228,7 +228,7 @@ fn metadata(
     if let Some(model) = model {
         texts.insert("model".to_owned(), model.display().to_string());
     }
-    Ok(texts)
+    texts
 }
 
 /// Length and JSON, padded with spaces so that the data begin at a multiple of [`ALIGNMENT`].
