@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use infer_runtime::Override;
+use infer_runtime::{Override, Shape};
 
-use crate::values;
+use crate::values::{self, Numbers};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +58,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// List or remove the quantized models that are kept
     Cache(CacheArgs),
+    /// Measure the speed, and its share of what the machine can do
+    Bench(BenchArgs),
     /// Turn text into token ids, ids into text, or render a chat
     Tokenize(TokenizeArgs),
 }
@@ -70,6 +72,7 @@ impl Command {
             Command::Logits(_) => "logits",
             Command::Quantize(_) => "quantize",
             Command::Cache(_) => "cache",
+            Command::Bench(_) => "bench",
             Command::Tokenize(_) => "tokenize",
         }
     }
@@ -103,9 +106,9 @@ pub struct ModelArgs {
     /// Arithmetic: auto is fast, f32 is exact [default: auto; logits: f32]
     #[arg(long, value_name = "TYPE", global = true)]
     pub compute: Option<ComputeArg>,
-    /// Threads [default: the CPU's cores]
+    /// Threads [default: the CPU's cores]; bench takes a list
     #[arg(short, long, value_name = "N", global = true, value_parser = values::threads, allow_hyphen_values = true)]
-    pub threads: Option<usize>,
+    pub threads: Option<Numbers>,
     /// Memory to plan with, such as 8G [default: what is available]
     #[arg(long, value_name = "BYTES", global = true, value_parser = values::size, allow_hyphen_values = true)]
     pub memory: Option<u64>,
@@ -269,6 +272,48 @@ pub enum CacheCommand {
     },
     /// Print the folder that they are kept in
     Path,
+}
+
+/// Flags of `infer bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Lists such as 1,2 are measured in all combinations. Speeds are medians; the limits (reading 1 GiB of
+memory, int8, bf16 or f32 arithmetic) are measured in turns with the work, with the same threads and
+instructions, and the share is that of the nearer one.
+
+Examples:
+  infer bench --model DIR --q4                       prefill of 512 tokens, decode of 128
+  infer bench --shape llama-3-8b --q4 -t 1,2 -b 1,8  random weights: nothing to download
+  infer bench --shape mixtral-8x7b/4 --q8 --json     four layers; for scripts")]
+pub struct BenchArgs {
+    /// Measure random weights of this shape instead of a model, such as llama-3-8b, or llama-3-8b/4
+    /// for its first 4 layers
+    #[arg(long, value_name = "NAME", value_parser = values::shape)]
+    pub shape: Option<Shape>,
+    /// Tokens of a prompt; 0 leaves it out
+    #[arg(short = 'p', long, value_name = "N", default_value = "512", value_parser = values::numbers, allow_hyphen_values = true)]
+    pub prefill: Numbers,
+    /// Tokens that are generated; 0 leaves it out
+    #[arg(short = 'n', long, value_name = "N", default_value = "128", value_parser = values::numbers, allow_hyphen_values = true)]
+    pub decode: Numbers,
+    /// Tokens that are in the cache before
+    #[arg(short, long, value_name = "N", default_value = "0", value_parser = values::numbers, allow_hyphen_values = true)]
+    pub depth: Numbers,
+    /// Sequences in one forward pass
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::counts, allow_hyphen_values = true)]
+    pub batch: Numbers,
+    /// How often each is measured
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = values::count, allow_hyphen_values = true)]
+    pub repetitions: usize,
+    /// Say where the time of a token goes
+    #[arg(long)]
+    pub profile: bool,
+    /// Print a Markdown table
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `infer tokenize`.

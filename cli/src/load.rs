@@ -25,7 +25,11 @@ pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
         overrides: args.overrides.clone(),
         cache: if args.no_cache { None } else { PackedCache::default_folder() },
         context: args.ctx,
-        threads: args.threads,
+        threads: match args.threads.as_ref().map(|list| list.0.as_slice()) {
+            None => None,
+            Some([threads]) => Some(*threads),
+            Some(_) => return Err(wrong_use("--threads: expected one number; only bench takes a list")),
+        },
         compute: match args.compute {
             None => compute,
             Some(ComputeArg::Auto) => Compute::Auto,

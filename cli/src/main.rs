@@ -2,6 +2,7 @@
 
 mod answer;
 mod args;
+mod bench;
 mod cache;
 mod chat;
 mod chat_file;
@@ -67,6 +68,7 @@ fn run() -> Result<u8> {
                 Command::Logits(args) => logits::run(args, &cli.model, &interrupts)?,
                 Command::Quantize(args) => quantize::run(args, &cli.model, &interrupts)?,
                 Command::Cache(args) => cache::run(&args.command)?,
+                Command::Bench(args) => bench::run(args, &cli.model)?,
                 Command::Tokenize(args) => tokenize::run(args, &cli.model)?,
             }
         }

@@ -1,9 +1,10 @@
 //! Reads the values of flags. clap puts the flag and the value in front of each message: `invalid value 'nan' for
 //! '--temperature <T>': expected a number, 0 or more`.
 
-use infer_runtime::{Error, Override};
+use std::ops::RangeInclusive;
 
 use anyhow::Result;
+use infer_runtime::{Error, Override, Shape};
 
 use crate::exit::wrong_use;
 
@@ -33,12 +34,46 @@ pub fn count(text: &str) -> Result<usize, String> {
 /// How many threads a machine may sensibly be asked for.
 const MAX_THREADS: usize = 1024;
 
-/// A number of threads.
-pub fn threads(text: &str) -> Result<usize, String> {
-    match text.trim().parse() {
-        Ok(n) if (1..=MAX_THREADS).contains(&n) => Ok(n),
-        _ => Err(format!("expected a whole number from 1 to {MAX_THREADS}")),
-    }
+/// A list of numbers such as `1,2`, in rising order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Numbers(pub Vec<usize>);
+
+fn list(text: &str, expected: &str, range: RangeInclusive<usize>) -> Result<Numbers, String> {
+    let number = |item: &str| {
+        let number = item.trim().parse().ok().filter(|n| range.contains(n));
+        number.ok_or_else(|| format!("expected {expected}"))
+    };
+    let mut numbers = text.split(',').map(number).collect::<Result<Vec<usize>, String>>()?;
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(Numbers(numbers))
+}
+
+/// Numbers of threads.
+pub fn threads(text: &str) -> Result<Numbers, String> {
+    list(text, &format!("a whole number from 1 to {MAX_THREADS}"), 1..=MAX_THREADS)
+}
+
+/// The largest number in a list: sums and products of a few are far from overflowing.
+const MAX_NUMBER: usize = 1 << 20;
+
+/// Whole numbers.
+pub fn numbers(text: &str) -> Result<Numbers, String> {
+    list(text, &format!("whole numbers from 0 to {MAX_NUMBER}, such as 128 or 1,512"), 0..=MAX_NUMBER)
+}
+
+/// Whole numbers, 1 or more.
+pub fn counts(text: &str) -> Result<Numbers, String> {
+    const MAX_BATCH: usize = 1024;
+    list(text, &format!("whole numbers from 1 to {MAX_BATCH}, such as 8 or 1,8"), 1..=MAX_BATCH)
+}
+
+/// The shape of a model.
+pub fn shape(text: &str) -> Result<Shape, String> {
+    text.parse().map_err(|error| match error {
+        Error::InvalidOption { expected, .. } => format!("expected {expected}"),
+        other => other.to_string(),
+    })
 }
 
 /// A number of bytes, with an optional unit: `8G`, `8GB` and `8g` are 8 * 10^9, `8GiB` is 8 * 2^30.

@@ -1,6 +1,7 @@
 //! The program from outside: what it prints where, and the code it ends with.
 
 mod answer;
+mod bench;
 mod cache;
 mod logits;
 mod quantize;

@@ -16,9 +16,12 @@ fn every_architecture_is_in_the_table() {
 
 #[test]
 fn every_flag_in_the_readme_exists() {
-    let help: String = [&["--help"][..], &["show", "--help"], &["logits", "--help"], &["tokenize", "--help"]]
-        .map(|args| run(args, b"").stdout)
-        .concat();
+    let commands = ["", "show", "logits", "tokenize", "bench"];
+    let help = commands.map(|command| {
+        let args = [command, "--help"];
+        run(if command.is_empty() { &args[1..] } else { &args }, b"").stdout
+    });
+    let help = help.concat();
     let readme = readme();
     for line in readme.lines().filter(|line| line.contains("infer ") && !line.contains("cargo")) {
         let (command, _) = line.split_once(" #").unwrap_or((line, ""));

@@ -14,6 +14,8 @@ const ROUNDS: usize = 1 << 14;
 pub enum Operation {
     /// Bytes, summed in 32 bits.
     Int8,
+    /// bf16, summed in f32.
+    Bf16,
     /// f32, fused with the addition.
     F32,
 }
@@ -46,4 +48,42 @@ pub(super) fn fold(data: &[u8], prefetch: impl Fn(&[u8])) -> u64 {
         lanes.iter_mut().zip(block.as_chunks().0).for_each(|(lane, word)| *lane ^= u64::from_le_bytes(*word));
     }
     lanes.iter().fold(rest.iter().fold(0, |all, byte| all ^ *byte as u64), |all, lane| all ^ lane)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Isa, Team};
+
+    #[test]
+    fn reading_looks_at_every_byte() {
+        let mut data: Vec<u8> = (0..3 * CHUNK + 77).map(|i| (i * 7 % 251) as u8).collect();
+        for isa in Isa::available() {
+            for threads in [1, 2] {
+                let team = Team::new(threads, isa).expect("threads");
+                let sum = team.run(|crew| read(crew, &data));
+                for place in [0, 255, CHUNK, data.len() - 78, data.len() - 1] {
+                    data[place] ^= 1;
+                    let changed = team.run(|crew| read(crew, &data));
+                    data[place] ^= 1;
+                    assert_ne!(sum, changed, "byte {place} is not read by {} on {threads} threads", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operations_are_counted_whatever_the_threads() {
+        for isa in Isa::available() {
+            for operation in [Operation::Int8, Operation::Bf16, Operation::F32] {
+                let count = |threads, tasks| {
+                    let team = Team::new(threads, isa).expect("threads");
+                    team.run(|crew| multiply(crew, operation, tasks))
+                };
+                assert_eq!(2 * count(1, 3), count(2, 6), "{operation:?}, {}", isa.name());
+            }
+            let team = Team::new(1, isa).expect("a thread");
+            assert!(team.run(|crew| multiply(crew, Operation::F32, 1)) > 0, "{} multiplies f32", isa.name());
+        }
+    }
 }

@@ -131,6 +131,9 @@ impl Model {
         Session::new(self.clone())
     }
 
+    /// The most tokens of one forward pass; more take several.
+    pub const MAX_PASS_ROWS: usize = engine::MAX_ROWS;
+
     /// Changes the number of threads of later passes, of all clones and sessions. Results do not depend on it.
     ///
     /// # Errors
@@ -169,7 +172,8 @@ impl Model {
         &self.0.engine
     }
 
-    pub(crate) fn prefill_chunk(&self) -> usize {
+    /// Tokens that [`Session::prefill`] runs through the model at a time.
+    pub fn prefill_chunk(&self) -> usize {
         self.0.prefill_chunk
     }
 

@@ -42,45 +42,44 @@ impl Model {
         }
         let began = Instant::now();
         let engine = self.engine();
-        let mut all: Vec<Vec<u32>> = Vec::with_capacity(batch.len());
+        // What each cache lacks: as a rule the new tokens.
+        let mut missing: Vec<Vec<u32>> = Vec::with_capacity(batch.len());
         for (session, new) in batch.iter_mut() {
-            let tokens = [&session.tokens, *new].concat();
-            if engine.needs_recompute(&session.sequence, tokens.len()) {
+            let total = session.tokens.len() + new.len();
+            if engine.needs_recompute(&session.sequence, total) {
                 session.truncate_cache(0);
             }
             // Nothing is new, but the logits are gone.
-            if session.sequence.len() == tokens.len() && session.logits.is_empty() && !tokens.is_empty() {
-                session.truncate_cache(tokens.len() - 1);
+            if session.sequence.len() == total && session.logits.is_empty() && total > 0 {
+                session.truncate_cache(total - 1);
             }
-            all.push(tokens);
+            let old = session.tokens.get(session.sequence.len()..).unwrap_or_default();
+            missing.push([old, new].concat());
         }
         let mut parts: Vec<BatchPart<'_>> = Vec::with_capacity(batch.len());
-        for ((session, _), tokens) in batch.iter_mut().zip(&all) {
-            let cached = session.sequence.len();
-            let missing = tokens.get(cached..).unwrap_or_default();
+        for ((session, new), missing) in batch.iter_mut().zip(&missing) {
             if !missing.is_empty() {
                 session.logits.clear();
             }
             parts.push(BatchPart {
+                rope_length: session.tokens.len() + new.len(),
                 sequence: &mut session.sequence,
                 tokens: missing,
-                rope_length: tokens.len(),
                 logits: LogitRows::Last,
             });
         }
-        let counts: Vec<usize> = parts.iter().map(|part| part.tokens.len()).collect();
         let computed = engine.forward(&mut parts, &CancelToken::default());
         drop(parts);
-        for ((session, _), mut tokens) in batch.iter_mut().zip(all) {
-            tokens.truncate(session.tokens.len().max(session.sequence.len()));
-            session.tokens = tokens;
+        for (session, new) in batch.iter_mut() {
+            let n_new = session.sequence.len().saturating_sub(session.tokens.len());
+            session.tokens.extend_from_slice(new.get(..n_new).unwrap_or_default());
         }
         let logits = computed?;
         let mut rows = (0..logits.n_rows()).map(|row| logits.row(row));
-        for ((session, _), n_tokens) in batch.iter_mut().zip(counts) {
-            if n_tokens > 0 {
+        for ((session, _), missing) in batch.iter_mut().zip(&missing) {
+            if !missing.is_empty() {
                 session.logits.extend_from_slice(rows.next().unwrap_or_default());
-                session.work.n_tokens += n_tokens;
+                session.work.n_tokens += missing.len();
                 session.work.time += began.elapsed();
             }
         }

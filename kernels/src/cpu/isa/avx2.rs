@@ -1,6 +1,7 @@
 //! The inner kernels for AVX2, FMA and F16C (x86-64 since 2013 with Intel's Haswell, 2015 with AMD's Excavator).
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use half::{bf16, f16};
 
@@ -67,6 +68,59 @@ pub(super) fn prefetch<T: Element>(values: &[T]) {
     }
 }
 
+pub(super) fn fold(_: Avx2, data: &[u8]) -> u64 {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(data: &[u8]) -> u64 {
+        probe::fold(data, |_| ())
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(data) }
+}
+
+/// See [`probe::multiply`].
+pub(super) fn multiply(_: Avx2, operation: probe::Operation, rounds: usize) -> u64 {
+    /// Sums that do not wait for each other.
+    const SUMS: usize = 12;
+    /// Without VNNI a product of bytes takes three instructions. What they multiply depends on the last sum, or the
+    /// compiler would take the products out of the loop.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn int8(rounds: usize) {
+        let (x, ones) = (_mm256_set1_epi8(black_box(3)), _mm256_set1_epi16(1));
+        let mut sums = [x; SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_maddubs_epi16(*sum, x), ones));
+            }
+        }
+        black_box(sums);
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn float(rounds: usize) {
+        let x = _mm256_set1_ps(black_box(0.5));
+        let mut sums = [x; SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, x, x);
+            }
+        }
+        black_box(sums);
+    }
+    let lanes = match operation {
+        probe::Operation::Int8 => {
+            // SAFETY: the token proves the features.
+            unsafe { int8(rounds) };
+            32
+        }
+        probe::Operation::F32 => {
+            // SAFETY: the token proves the features.
+            unsafe { float(rounds) };
+            8
+        }
+        probe::Operation::Bf16 => 0,
+    };
+    2 * lanes * (SUMS * rounds) as u64
+}
+
 pub(super) fn widen<T: Element>(_: Avx2, values: &[T], out: &mut [f32]) {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn inner<T: Element>(values: &[T], out: &mut [f32]) {
@@ -88,15 +142,6 @@ pub(super) fn quantize(_: Avx2, kind: Kind, x: &[f32], width: usize, tile: &mut 
     }
     // SAFETY: the token proves the features.
     unsafe { inner(kind, x, width, tile) }
-}
-
-pub(super) fn fold(_: Avx2, data: &[u8]) -> u64 {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner(data: &[u8]) -> u64 {
-        probe::fold(data, |_| ())
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(data) }
 }
 
 /// Half of a quad of a panel: eight rows.

@@ -125,9 +125,27 @@ pub(super) fn multiply(_: Avx512, operation: probe::Operation, rounds: usize) ->
         }
         sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
     }
-    // SAFETY: the token proves the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    fn bf16(rounds: usize) -> f32 {
+        // Two halves of one in each lane.
+        let x = _mm512_set1_epi32(black_box(0x3f00_3f00));
+        // SAFETY: both are 64 bytes of which every pattern is a value.
+        let x = unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, x, x);
+            }
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+    if operation == probe::Operation::Bf16 && !is_x86_feature_detected!("avx512bf16") {
+        return 0;
+    }
+    // SAFETY: the token proves the features but that of bf16, which has just been asked for.
     unsafe {
         match operation {
+            probe::Operation::Bf16 => (black_box(bf16(rounds)), 2 * 32 * (SUMS * rounds) as u64).1,
             probe::Operation::Int8 => (black_box(int8(rounds)), 2 * 64 * (SUMS * rounds) as u64).1,
             probe::Operation::F32 => (black_box(float(rounds)), 2 * 16 * (SUMS * rounds) as u64).1,
         }

@@ -88,9 +88,11 @@ impl Isa {
     /// See [`probe::multiply`].
     pub(super) fn multiply(self, operation: probe::Operation, rounds: usize) -> u64 {
         match self.0 {
+            Tier::Portable => portable::multiply(operation, rounds),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2::multiply(token, operation, rounds),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::multiply(token, operation, rounds),
-            _ => 0,
         }
     }
 

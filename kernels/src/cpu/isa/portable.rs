@@ -1,16 +1,37 @@
 //! The inner kernels for any CPU, in eight lanes of the crate `wide` (SSE2, NEON or plain code).
 //! Products are rounded before they are added, as there may be no fused multiply-add.
 
+use std::hint::black_box;
+
 use wide::f32x8;
 
 use super::LANES;
 use crate::cpu::matrix::Element;
+use crate::cpu::probe;
 
 /// Values that are widened at a time, on the stack.
 const CHUNK: usize = 256;
 
 /// There is no portable way to ask.
 pub(super) fn prefetch<T: Element>(_: &[T]) {}
+
+/// See [`probe::multiply`].
+pub(super) fn multiply(operation: probe::Operation, rounds: usize) -> u64 {
+    /// Sums that do not wait for each other.
+    const SUMS: usize = 12;
+    if operation != probe::Operation::F32 {
+        return 0;
+    }
+    let x = f32x8::splat(black_box(0.5));
+    let mut sums = [x; SUMS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = *sum * x + x;
+        }
+    }
+    black_box(sums);
+    2 * 8 * (SUMS * rounds) as u64
+}
 
 pub(super) fn widen<T: Element>(values: &[T], out: &mut [f32]) {
     out.iter_mut().zip(values).for_each(|(out, value)| *out = value.widen());
