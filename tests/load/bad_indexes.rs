@@ -10,11 +10,19 @@ fn indexes_that_do_not_fit_their_shards_are_refused() {
     let cases: [(&str, String, &str); 18] = [
         ("empty", String::new(), "index.json: is empty"),
         ("not JSON", "{".to_owned(), "is not valid JSON"),
-        ("not an object", "[]".to_owned(), "is not valid JSON: invalid length 0, expected struct"),
+        (
+            "not an object",
+            "[]".to_owned(),
+            "does not have the form that it must have: invalid length 0, expected struct",
+        ),
         ("no weight_map", "{}".to_owned(), "missing field `weight_map`"),
-        ("a list", r#"{"weight_map":[]}"#.to_owned(), "expected an object from tensor names to file names"),
+        (
+            "a list",
+            r#"{"weight_map":[]}"#.to_owned(),
+            "expected weight_map to be an object from tensor names to file names",
+        ),
         ("a number", map(r#""a":1"#), "invalid type: integer `1`, expected a string"),
-        ("deep", format!(r#"{{"weight_map":{{"a":{}"#, "[".repeat(100_000)), "is not valid JSON"),
+        ("deep", format!(r#"{{"weight_map":{{"a":{}"#, "[".repeat(100_000)), "does not have the form"),
         ("nothing in it", map(""), "weight_map is empty"),
         ("a name twice", map(r#""a":"1.safetensors","a":"1.safetensors""#), "tensor a is named twice"),
         ("parent", map(r#""a":"../1.safetensors""#), "file names inside its folder, found `../1.safetensors`"),

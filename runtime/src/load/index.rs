@@ -44,7 +44,7 @@ impl<'de> Deserialize<'de> for WeightMap {
             type Value = WeightMap;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object from tensor names to file names")
+                f.write_str("weight_map to be an object from tensor names to file names")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<WeightMap, A::Error> {

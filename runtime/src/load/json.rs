@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use serde_json::error::Category;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -42,7 +43,11 @@ pub(crate) fn syntax_error(path: &Path, error: &serde_json::Error) -> Error {
     if message.starts_with("recursion limit exceeded") {
         return Error::file(path, format!("is nested too deeply (at line {})", error.line()));
     }
-    Error::file(path, format!("is not valid JSON: {message}"))
+    let problem = match error.classify() {
+        Category::Data => "does not have the form that it must have",
+        _ => "is not valid JSON",
+    };
+    Error::file(path, format!("{problem}: {message}"))
 }
 
 /// What a parser says, which may quote its text, on one line.
