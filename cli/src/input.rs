@@ -56,8 +56,24 @@ pub fn stdin_text() -> Result<String> {
 /// A file that the command line names, as text.
 pub fn file_text(path: &Path) -> Result<String> {
     let name = path.display().to_string();
+    if is_named_pipe(path) {
+        return Err(wrong_use(format!("{name}: expected a text file, found a named pipe")));
+    }
     let file = File::open(path).map_err(|error| wrong_use(format!("{name}: {error}")))?;
     text(&name, file)
+}
+
+/// Opening a named pipe waits for its writer, maybe without end. What a shell makes of `<(command)` lies in /dev/fd and
+/// has its writer already.
+#[cfg(unix)]
+fn is_named_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    !path.starts_with("/dev/fd") && path.symlink_metadata().is_ok_and(|entry| entry.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_named_pipe(_: &Path) -> bool {
+    false
 }
 
 fn text(name: &str, source: impl Read) -> Result<String> {

@@ -111,6 +111,24 @@ fn a_model_that_cannot_be_loaded_has_exit_code_3() {
     assert_fails(&["-p", "x", "--chat-template", text(&template)], b"", 3, &["broken.jinja"]);
 }
 
+/// Opening one would wait for its writer.
+#[test]
+#[cfg(unix)]
+fn a_named_pipe_is_not_waited_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success(), "a named pipe is made");
+    assert_fails(&["-f", text(&pipe)], b"", 2, &["named pipe"]);
+    assert_fails(&["tokenize", "--chat", text(&pipe)], b"", 2, &["named pipe"]);
+    assert_fails(&["-p", "x", "--chat-template", text(&pipe)], b"", 3, &["named pipe"]);
+    // What a shell makes of <(command) is read.
+    let shell =
+        format!("exec \"$0\" tokenize --json --chat <(echo '{}')", r#"{"messages":[{"role":"user","content":"x"}]}"#);
+    let run = Command::new("bash").args(["-c", &shell, env!("CARGO_BIN_EXE_infer")]).stdin(Stdio::null()).output();
+    assert_eq!(run.expect("bash").status.code(), Some(0));
+}
+
 #[test]
 fn what_does_not_fit_the_memory_has_exit_code_4() {
     let demo = demo();
