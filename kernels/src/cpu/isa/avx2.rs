@@ -68,10 +68,23 @@ pub(super) fn prefetch<T: Element>(values: &[T]) {
     }
 }
 
+/// How far ahead of its use memory is asked for: what a core reads while one request is on its way.
+const AHEAD: usize = 2048;
+
+/// Asks for the bytes of a later step of the stream.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn prefetch_step<const BYTES: usize>(step: &[u8; BYTES]) {
+    for line in (0..BYTES).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>(step.as_ptr().wrapping_add(AHEAD + line).cast());
+    }
+}
+
+/// See [`probe::read`].
 pub(super) fn fold(_: Avx2, data: &[u8]) -> u64 {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn inner(data: &[u8]) -> u64 {
-        probe::fold(data, |_| ())
+        probe::fold(data, |block| block.as_chunks::<256>().0.iter().for_each(|block| prefetch_step(block)))
     }
     // SAFETY: the token proves the features.
     unsafe { inner(data) }
@@ -147,7 +160,7 @@ pub(super) fn quantize(_: Avx2, kind: Kind, x: &[f32], width: usize, tile: &mut 
 /// Half of a quad of a panel: eight rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn half_quad(quad: &[u8; 64], half: usize) -> __m256i {
+pub(super) fn half_quad(quad: &[u8; 64], half: usize) -> __m256i {
     // SAFETY: 32 bytes are readable, and the load needs no alignment.
     unsafe { _mm256_loadu_si256(quad.as_chunks::<32>().0[half].as_ptr().cast()) }
 }
@@ -216,7 +229,7 @@ pub(super) fn unpack_int4(_: Avx2, row_scales: &Lanes, steps: &[int4::Step], out
 /// The levels of int4 weights, in both halves of the register.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn level_table() -> __m256i {
+pub(super) fn level_table() -> __m256i {
     // SAFETY: sixteen bytes are readable.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(int4::TABLE.as_ptr().cast()) })
 }
@@ -224,7 +237,7 @@ fn level_table() -> __m256i {
 /// Eight rows' heads of a group of int4 weights, with their signs.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_heads(heads: &[u8; 16], half: usize) -> __m256i {
+pub(super) fn load_heads(heads: &[u8; 16], half: usize) -> __m256i {
     // SAFETY: eight bytes are readable.
     _mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(heads.as_chunks::<8>().0[half].as_ptr().cast()) })
 }

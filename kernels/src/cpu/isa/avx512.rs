@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-use super::avx2::Avx2;
+use super::avx2::{Avx2, prefetch_step};
 use crate::cpu::probe;
 use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::int4::{self, Panel};
@@ -40,9 +40,6 @@ impl Avx512 {
 const STEP_QUADS: usize = STEP / QUAD;
 const STEP_GROUPS: usize = STEP / int4::GROUP;
 
-/// How far ahead memory is asked for: what a core reads while one request is on its way.
-const AHEAD: usize = 2048;
-
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load(bytes: &[u8; 64]) -> __m512i {
@@ -71,17 +68,8 @@ fn load_heads(heads: &[u8; 16]) -> __m128i {
     unsafe { _mm_loadu_si128(heads.as_ptr().cast()) }
 }
 
-/// Asks for the bytes of a later step of the stream.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch<const BYTES: usize>(step: &[u8; BYTES]) {
-    for line in (0..BYTES).step_by(64) {
-        _mm_prefetch::<_MM_HINT_T0>(step.as_ptr().wrapping_add(AHEAD + line).cast());
-    }
-}
-
 pub(super) fn quantize(_: Avx512, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     fn inner(kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
         tile.fill(kind, x, width);
     }
@@ -91,9 +79,9 @@ pub(super) fn quantize(_: Avx512, kind: Kind, x: &[f32], width: usize, tile: &mu
 
 /// See [`probe::read`].
 pub(super) fn fold(_: Avx512, data: &[u8]) -> u64 {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     fn inner(data: &[u8]) -> u64 {
-        probe::fold(data, |block| block.as_chunks::<256>().0.iter().for_each(|block| prefetch(block)))
+        probe::fold(data, |block| block.as_chunks::<256>().0.iter().for_each(|block| prefetch_step(block)))
     }
     // SAFETY: the token proves the features.
     unsafe { inner(data) }
@@ -103,7 +91,7 @@ pub(super) fn fold(_: Avx512, data: &[u8]) -> u64 {
 pub(super) fn multiply(_: Avx512, operation: probe::Operation, rounds: usize) -> u64 {
     /// Sums that do not wait for each other.
     const SUMS: usize = 12;
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     fn int8(rounds: usize) -> i32 {
         let x = _mm512_set1_epi8(black_box(3));
         let mut sums = [_mm512_setzero_si512(); SUMS];
@@ -114,7 +102,7 @@ pub(super) fn multiply(_: Avx512, operation: probe::Operation, rounds: usize) ->
         }
         sums.into_iter().fold(0, |all, sum| all ^ _mm512_reduce_add_epi32(sum))
     }
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     fn float(rounds: usize) -> f32 {
         let x = _mm512_set1_ps(black_box(0.5));
         let mut sums = [x; SUMS];
@@ -175,7 +163,7 @@ pub(super) fn int4_product(_: Avx512, panels: &[Panel<'_>], inputs: &InputTile, 
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn int4_columns<const N: usize, const P: usize>(panels: [&Panel<'_>; P], inputs: &InputTile, out: &mut [Lanes]) {
     // With their sign bits turned, levels are unsigned and 128 more.
     let table = _mm512_xor_si512(level_table(), _mm512_set1_epi8(i8::MIN));
@@ -189,7 +177,7 @@ fn int4_columns<const N: usize, const P: usize>(panels: [&Panel<'_>; P], inputs:
         let mut totals = [[_mm512_setzero_si512(); P]; N];
         for s in block * BLOCK_STEPS..n_steps.min((block + 1) * BLOCK_STEPS) {
             for panel in panels {
-                prefetch(&panel.steps[s]);
+                prefetch_step(&panel.steps[s]);
             }
             let (quads, group_sums) = (&quads[s].as_chunks::<4>().0, &group_sums[s]);
             for g in 0..STEP_GROUPS {
@@ -252,7 +240,7 @@ pub(super) fn int8_product(_: Avx512, panels: &[&[int8::Step]], inputs: &InputTi
 }
 
 /// P panels by N columns, whose sums are `stride` apart.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn int8_columns<const N: usize, const P: usize>(
     panels: [&[int8::Step]; P],
     inputs: &InputTile,
@@ -300,7 +288,7 @@ fn int8_columns<const N: usize, const P: usize>(
         }
         if N <= 4 && g % GROUPS == 0 {
             for panel in panels {
-                prefetch(&panel[g / GROUPS]);
+                prefetch_step(&panel[g / GROUPS]);
             }
         }
     }
@@ -319,7 +307,7 @@ pub(super) fn expand(
     index: usize,
     tile: &mut [TileQuad],
 ) -> Lanes {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     fn inner(row_scales: &Lanes, steps: &[int4::Step], index: usize, tile: &mut [TileQuad]) -> Lanes {
         let (largest, units) = product::block_scales(steps);
         let table = level_table();
@@ -380,7 +368,7 @@ pub(super) fn expanded_product(
 }
 
 /// N columns by 64 rows: with six columns 24 sums, four weights and one input, of 32 registers.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn expanded_columns<const N: usize>(
     tile: &[TileQuad],
     row_scales: &[Lanes; TILE_PANELS],

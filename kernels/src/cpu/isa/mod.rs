@@ -6,6 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_integer;
+#[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 mod portable;
 
@@ -100,9 +102,11 @@ impl Isa {
     pub(super) fn int4_product(self, panels: &[Panel<'_>], inputs: &InputTile, sums: &mut [Lanes]) {
         assert_eq!(sums.len(), panels.len() * inputs.width, "sums of a product");
         match self.0 {
+            Tier::Portable => product::int4_product(panels, inputs, sums),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2_integer::int4_product(token, panels, inputs, sums),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::int4_product(token, panels, inputs, sums),
-            _ => product::int4_product(panels, inputs, sums),
         }
     }
 
@@ -110,18 +114,22 @@ impl Isa {
     pub(super) fn int8_product(self, panels: &[&[int8::Step]], inputs: &InputTile, first: usize, sums: &mut [Lanes]) {
         assert_eq!(sums.len(), panels.len() * inputs.width, "sums of a product");
         match self.0 {
+            Tier::Portable => product::int8_product(panels, inputs, first, sums),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2_integer::int8_product(token, panels, inputs, first, sums),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::int8_product(token, panels, inputs, first, sums),
-            _ => product::int8_product(panels, inputs, first, sums),
         }
     }
 
     /// See [`product::expand`].
     pub(super) fn expand(self, row_scales: &Lanes, steps: &[int4::Step], index: usize, tile: &mut [TileQuad]) -> Lanes {
         match self.0 {
+            Tier::Portable => product::expand(row_scales, steps, index, tile),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2_integer::expand(token, row_scales, steps, index, tile),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::expand(token, row_scales, steps, index, tile),
-            _ => product::expand(row_scales, steps, index, tile),
         }
     }
 
@@ -136,9 +144,11 @@ impl Isa {
     ) {
         assert_eq!(sums.len(), TILE_PANELS * inputs.width, "sums of a product");
         match self.0 {
+            Tier::Portable => product::expanded_product(tile, scales, inputs, block, sums),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2_integer::expanded_product(token, tile, scales, inputs, block, sums),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::expanded_product(token, tile, scales, inputs, block, sums),
-            _ => product::expanded_product(tile, scales, inputs, block, sums),
         }
     }
 
