@@ -246,3 +246,68 @@ fn shapes_that_do_not_agree_are_named() {
         assert!(text.contains("of 1 tokens of"), "{inputs} inputs, {outputs} outputs: {text}");
     }
 }
+
+/// Memory that ends where nothing is mapped: the last page of a file, and a mapping that is longer.
+#[cfg(target_os = "linux")]
+struct Guarded {
+    map: memmap2::MmapMut,
+    start: usize,
+    end: usize,
+}
+
+#[cfg(target_os = "linux")]
+impl Guarded {
+    fn new(bytes: &[u8]) -> Guarded {
+        const PAGE: usize = 4096;
+        let end = bytes.len().next_multiple_of(PAGE).max(PAGE);
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(end as u64).unwrap();
+        // SAFETY: nobody else has the file, and what lies behind its end is not touched.
+        let mut map = unsafe { memmap2::MmapOptions::new().len(end + PAGE).map_mut(&file) }.unwrap();
+        let start = end - bytes.len();
+        map[start..end].copy_from_slice(bytes);
+        Guarded { map, start, end }
+    }
+
+    fn floats(values: &[f32]) -> Guarded {
+        Guarded::new(&values.iter().flat_map(|v| v.to_ne_bytes()).collect::<Vec<u8>>())
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.map[self.start..self.end]
+    }
+
+    fn as_floats(&mut self) -> &mut [f32] {
+        // SAFETY: every bit pattern is a float.
+        unsafe { self.map[self.start..self.end].align_to_mut::<f32>().1 }
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn nothing_is_read_or_written_behind_the_end_of_a_buffer() {
+    let mut numbers = Numbers(6);
+    for (rows, cols) in [(1, 1), (16, 64), (17, 65), (70, 300)] {
+        let weights = Weights::random(&mut numbers, rows, cols);
+        let f32 = Guarded::floats(&weights.f32);
+        let (int8, int4) = (Guarded::new(&weights.int8), Guarded::new(&weights.int4));
+        let matrices = [
+            MatrixRef::dense(infer_kernels::ElementType::F32, f32.bytes(), rows, cols),
+            MatrixRef::int8(int8.bytes(), rows, cols),
+            MatrixRef::int4(int4.bytes(), rows, cols),
+        ];
+        for (isa, n_tokens) in Isa::available().into_iter().flat_map(|isa| [1, 4, 7, 20].map(|n| (isa, n))) {
+            let team = Team::new(1, isa).unwrap();
+            let mut x = Guarded::floats(&numbers.floats(n_tokens * cols));
+            for weight in &matrices {
+                let group = [Projection { weight: *weight.as_ref().unwrap(), bias: None }];
+                for arithmetic in [Arithmetic::Exact, Arithmetic::Integer] {
+                    let mut out = Guarded::floats(&vec![f32::NAN; n_tokens * rows]);
+                    let (x, out) = (x.as_floats(), out.as_floats());
+                    team.run(|crew| matmul(crew, x, n_tokens, &group, arithmetic, Store::Set, out));
+                    assert!(out.iter().all(|v| v.is_finite()), "{}, {n_tokens} tokens, {rows} x {cols}", isa.name());
+                }
+            }
+        }
+    }
+}
