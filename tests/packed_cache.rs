@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use infer_kernels::quant::{LAYOUT_VERSION, int4, int8};
 use infer_runtime::{Error, LoadOptions, Model, Notice, Outline, Override, PackedCache, WeightFormat};
 use support::{exact, root};
 
@@ -291,4 +292,28 @@ fn overrides_that_describe_nothing_name_what_is_near() {
         let found = Override::parse(text).expect_err(text);
         assert!(found.to_string().contains("q8, q4 or stored"), "{text:?}: {found}");
     }
+}
+
+/// Files of packed weights name their layout's version; one that changed without it would be read as noise.
+#[test]
+fn packed_bytes_change_with_the_version_of_their_layout_alone() {
+    const RECORDED: (u32, [u64; 2]) = (2, [4_890_687_125_723_153_583, 18_314_849_517_198_936_222]);
+    let weights: Vec<f32> = (0..40 * 150).map(|i| ((i * i % 1009) as f32 - 504.0) * 0.001).collect();
+    let checksum = |packed: &[u8]| {
+        packed.iter().fold(0xcbf2_9ce4_8422_2325u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    };
+    let packed = |bytes: Option<usize>, quantize: fn(&[f32], usize, &mut [u8])| {
+        let mut packed = vec![0; bytes.expect("a size")];
+        quantize(&weights, 150, &mut packed);
+        checksum(&packed)
+    };
+    let found = [
+        packed(int8::packed_bytes(40, 150), int8::quantize_rows),
+        packed(int4::packed_bytes(40, 150), int4::quantize_rows),
+    ];
+    assert_eq!(
+        (LAYOUT_VERSION, found),
+        RECORDED,
+        "raise LAYOUT_VERSION when packed bytes change, then record the left side here"
+    );
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::mpsc;
 
 use infer_kernels::KernelError;
 use infer_kernels::quant::LAYOUT_VERSION;
@@ -24,6 +25,9 @@ use crate::quantize::source::SourceMatrix;
 
 /// Bytes of an unchanged tensor that are copied at once.
 const COPIED_BYTES: usize = 8 << 20;
+
+/// Bytes that are brought to the disk at once, while others are still quantized.
+const SYNCED_BYTES: usize = 64 << 20;
 
 /// A file of packed weights that is not written yet.
 pub(crate) struct PackedFile<'a> {
@@ -114,7 +118,25 @@ impl<'a> PackedFile<'a> {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
         let failed = |error| Error::io(path, error);
-        let mut stream = Stream { file, full: self.header.clone(), next: Vec::new(), pool };
+        let synced = file.try_clone().map_err(failed)?;
+        let (to_sync, written) = mpsc::sync_channel(1);
+        std::thread::scope(|scope| {
+            // The disk works while the processor does. What it cannot write is an error of the whole: a file tells of it
+            // once, and that may be here.
+            let syncing = scope.spawn(move || written.into_iter().try_for_each(|()| synced.sync_data()));
+            let stream = Stream { file, full: self.header.clone(), next: Vec::new(), pool, to_sync, unsynced: 0 };
+            self.write_contents(stream, failed, progress)?;
+            syncing.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread ended"))).map_err(failed)
+        })?;
+        file.sync_all().map_err(failed)
+    }
+
+    fn write_contents(
+        &self,
+        mut stream: Stream<'_>,
+        failed: impl Fn(std::io::Error) -> Error + Copy,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
         for content in &self.contents {
             match content {
                 Content::Packed(matrix, format) => {
@@ -140,7 +162,7 @@ impl<'a> PackedFile<'a> {
                 }
             }
         }
-        stream.finish().map_err(failed)
+        stream.push(0, |_| ()).map_err(failed)
     }
 }
 
@@ -151,23 +173,26 @@ struct Stream<'a> {
     full: Vec<u8>,
     next: Vec<u8>,
     pool: &'a rayon::ThreadPool,
+    /// Asks for what has been written to be brought to the disk.
+    to_sync: mpsc::SyncSender<()>,
+    /// Bytes written since it was asked last.
+    unsynced: usize,
 }
 
 impl Stream<'_> {
     /// Appends `len` bytes, zero until `fill` has written them; what `fill` returns.
     fn push<R: Send>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R + Send) -> std::io::Result<R> {
-        let Stream { file, full, next, pool } = self;
+        let Stream { file, full, next, pool, to_sync, unsynced } = self;
         next.clear();
         next.resize(len, 0);
         let (filled, written) = pool.install(|| rayon::join(|| fill(next), || file.write_all(full)));
         written?;
+        *unsynced += full.len();
+        if *unsynced >= SYNCED_BYTES && to_sync.try_send(()).is_ok() {
+            *unsynced = 0;
+        }
         std::mem::swap(full, next);
         Ok(filled)
-    }
-
-    fn finish(self) -> std::io::Result<()> {
-        self.file.write_all(&self.full)?;
-        self.file.sync_all()
     }
 }
 
