@@ -1,11 +1,14 @@
 //! The CPU: activations in f32, one team of threads, every operation a loop over tiles with one barrier.
 
+mod normalize;
+mod project;
+
 use std::sync::{Arc, PoisonError, RwLock};
 
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
 use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvBlock};
-use infer_kernels::cpu::matmul::{Arithmetic, Projection, Store, matmul};
-use infer_kernels::cpu::{activation, moe, norm, rope};
+use infer_kernels::cpu::matmul::{Arithmetic, Store};
+use infer_kernels::cpu::{activation, moe, rope};
 use infer_kernels::{Crew, KvType, Team};
 
 use super::KvAddress;
@@ -13,10 +16,12 @@ use super::batch::Batch;
 use super::fair_mutex::FairMutex;
 use crate::kv_cache::{BlockCopy, KvPool, LayerSlot};
 use crate::model::cost::Cost;
-use crate::model::linear::{Linear, Weight};
+use crate::model::linear::Linear;
 use crate::model::spec::{self, Block, Spec};
-use crate::model::weights::{FeedForward, MlpWeights, Norm, Weights};
+use crate::model::weights::{MlpWeights, Weights};
 use crate::options::Compute;
+use normalize::{add, add_normed, normalize, normalize_heads};
+use project::Projector;
 
 /// Weights, threads and cache memory of a model on the CPU.
 pub(crate) struct CpuBackend {
@@ -62,17 +67,7 @@ struct Buffers {
     /// Rows of one expert: their inputs and outputs, [its rows, hidden_size].
     gathered: Vec<f32>,
     expert_output: Vec<f32>,
-    projection: ProjectionScratch,
-}
-
-/// The arithmetic of projections, and room for factored ones.
-#[derive(Default)]
-struct ProjectionScratch {
-    arithmetic: Arithmetic,
-    /// inner * x, [n_rows, rank].
-    inner: Vec<f32>,
-    /// One member of a group, [n_rows, its rows], before it is moved beside the others.
-    member: Vec<f32>,
+    projector: Projector,
 }
 
 impl CpuBackend {
@@ -99,7 +94,7 @@ impl CpuBackend {
         let mut state = self.state.lock();
         let State { blocks, buffers } = &mut *state;
         make_blocks(pool, blocks);
-        buffers.projection.arithmetic = self.arithmetic;
+        buffers.projector.arithmetic = self.arithmetic;
         let queries = batch.positions.iter().zip(&batch.row_sequence);
         let queries: Vec<QueryRow> = queries.map(|(&position, &sequence)| QueryRow { sequence, position }).collect();
         let tables = |group: usize| {
@@ -193,8 +188,8 @@ impl CpuPass<'_> {
         });
         if let Some(project_in) = &weights.project_in {
             buffers.x.resize(n_rows * hidden_size, 0.0);
-            let Buffers { branch, x, projection, .. } = &mut **buffers;
-            project(crew, branch, n_rows, &[project_in], Store::Set, x, projection);
+            let Buffers { branch, x, projector, .. } = &mut **buffers;
+            projector.project(crew, branch, &[project_in], Store::Set, x);
         }
         if let (Some(table), Some(positions)) = (&weights.positions, &spec.embedding.positions) {
             buffers.branch.resize(n_rows * hidden_size, 0.0);
@@ -213,11 +208,11 @@ impl CpuPass<'_> {
         let head_dim = attention.head_dim;
         let (query_width, kv_width) = (attention.n_heads * head_dim, attention.n_kv_heads * head_dim);
         let width = query_width + 2 * kv_width;
-        let Buffers { x, normed, qkv, projection, .. } = &mut **buffers;
+        let Buffers { x, normed, qkv, projector, .. } = &mut **buffers;
         normalize(crew, weights.attention_norm.as_ref(), backend.spec.hidden_size, x, normed);
         qkv.resize(n_rows * width, 0.0);
         let group: Vec<&Linear> = weights.query_key_value.iter().collect();
-        project(crew, normed, n_rows, &group, Store::Set, qkv, projection);
+        projector.project(crew, normed, &group, Store::Set, qkv);
 
         crew.rows(qkv, width, |row, heads| {
             let (query, key) = heads[..query_width + kv_width].split_at_mut(query_width);
@@ -267,9 +262,9 @@ impl CpuPass<'_> {
     pub fn attention_output(&mut self, layer: usize) {
         let CpuPass { crew, backend, buffers, .. } = self;
         let weights = &backend.weights.layers[layer];
-        let Buffers { attended, x, normed, branch, projection, .. } = &mut **buffers;
+        let Buffers { attended, x, normed, branch, projector, .. } = &mut **buffers;
         let post_norm = weights.post_attention_norm.as_ref();
-        project_onto(crew, attended, &weights.output, post_norm, x, branch, projection);
+        projector.project_onto(crew, attended, &weights.output, post_norm, x, branch);
         if weights.attention_output_norm.is_some() {
             normalize(crew, weights.attention_output_norm.as_ref(), backend.spec.hidden_size, x, normed);
             std::mem::swap(x, normed);
@@ -291,17 +286,17 @@ impl CpuPass<'_> {
         let CpuPass { crew, backend, buffers, .. } = self;
         let spec::Mlp::Dense(network) = &backend.spec.layers[layer].mlp else { return };
         let MlpWeights::Dense(weights) = &backend.weights.layers[layer].mlp else { return };
-        let Buffers { normed, gate_up, activated, projection, .. } = &mut **buffers;
-        feed_forward_input(crew, network, weights, normed, gate_up, activated, projection);
+        let Buffers { normed, gate_up, activated, projector, .. } = &mut **buffers;
+        projector.feed_forward_input(crew, network, weights, normed, gate_up, activated);
     }
 
     pub fn mlp_output(&mut self, layer: usize) {
         let CpuPass { crew, backend, buffers, .. } = self;
         let weights = &backend.weights.layers[layer];
         let MlpWeights::Dense(network) = &weights.mlp else { return };
-        let Buffers { activated, x, branch, projection, .. } = &mut **buffers;
+        let Buffers { activated, x, branch, projector, .. } = &mut **buffers;
         let post_norm = weights.post_mlp_norm.as_ref();
-        project_onto(crew, activated, &network.down, post_norm, x, branch, projection);
+        projector.project_onto(crew, activated, &network.down, post_norm, x, branch);
         self.mlp_output_norm(layer);
     }
 
@@ -320,10 +315,10 @@ impl CpuPass<'_> {
         let CpuPass { crew, backend, batch, buffers, .. } = self;
         let spec::Mlp::Experts { routing, .. } = &backend.spec.layers[layer].mlp else { return };
         let MlpWeights::Experts { router, .. } = &backend.weights.layers[layer].mlp else { return };
-        let Buffers { normed, router_logits, experts, expert_weights, projection, .. } = &mut **buffers;
+        let Buffers { normed, router_logits, experts, expert_weights, projector, .. } = &mut **buffers;
         let (n_rows, n_experts, n_chosen) = (batch.n_rows(), router.rows(), routing.n_chosen());
         router_logits.resize(n_rows * n_experts, 0.0);
-        project(crew, normed, n_rows, &[router], Store::Set, router_logits, projection);
+        projector.project(crew, normed, &[router], Store::Set, router_logits);
         experts.resize(n_rows * n_chosen, 0);
         expert_weights.resize(n_rows * n_chosen, 0.0);
         let chosen = experts.chunks_exact_mut(n_chosen).zip(expert_weights.chunks_exact_mut(n_chosen));
@@ -350,7 +345,7 @@ impl CpuPass<'_> {
             expert_weights,
             gathered,
             expert_output,
-            projection,
+            projector,
             ..
         } = &mut **buffers;
         branch.clear();
@@ -366,9 +361,9 @@ impl CpuPass<'_> {
             if n_rows == 0 {
                 continue;
             }
-            feed_forward_input(crew, network, network_weights, gathered, gate_up, activated, projection);
+            projector.feed_forward_input(crew, network, network_weights, gathered, gate_up, activated);
             expert_output.resize(n_rows * hidden_size, 0.0);
-            project(crew, activated, n_rows, &[&network_weights.down], Store::Set, expert_output, projection);
+            projector.project(crew, activated, &[&network_weights.down], Store::Set, expert_output);
             for ((index, _), output) in chosen().zip(expert_output.chunks_exact(hidden_size)) {
                 let row = index / n_chosen;
                 let sum = &mut branch[row * hidden_size..(row + 1) * hidden_size];
@@ -388,7 +383,7 @@ impl CpuPass<'_> {
         if n_rows == 0 {
             return;
         }
-        let Buffers { x, normed, branch, gathered, projection, .. } = &mut **buffers;
+        let Buffers { x, normed, branch, gathered, projector, .. } = &mut **buffers;
         gathered.clear();
         for &row in &batch.logit_rows {
             gathered.extend_from_slice(&x[row * hidden_size..(row + 1) * hidden_size]);
@@ -398,167 +393,16 @@ impl CpuPass<'_> {
             None => normed,
             Some(project_out) => {
                 branch.resize(n_rows * project_out.rows(), 0.0);
-                project(crew, normed, n_rows, &[project_out], Store::Set, branch, projection);
+                projector.project(crew, normed, &[project_out], Store::Set, branch);
                 branch
             }
         };
         let start = logits.len();
         logits.resize(start + n_rows * spec.vocab_size, 0.0);
         let new = &mut logits[start..];
-        project(crew, input, n_rows, &[&weights.head], Store::Set, new, projection);
+        projector.project(crew, input, &[&weights.head], Store::Set, new);
         if let Some(cap) = spec.logit_softcap {
             crew.rows(new, spec.vocab_size, |_, logits| activation::softcap(logits, cap));
         }
     }
-}
-
-/// out = norm(x), row by row; without a norm, out = x.
-fn normalize(crew: &Crew<'_>, norm: Option<&Norm>, width: usize, x: &[f32], out: &mut Vec<f32>) {
-    out.resize(x.len(), 0.0);
-    match norm {
-        None => out.copy_from_slice(x),
-        Some(norm) => {
-            crew.rows(out, width, |row, out| normalize_row(norm, &x[row * width..(row + 1) * width], 0, out));
-        }
-    }
-}
-
-/// Norm of one row, or of one head whose parameters begin at `start`.
-fn normalize_row(norm: &Norm, x: &[f32], start: usize, out: &mut [f32]) {
-    let range = start..start + x.len();
-    match norm {
-        Norm::Rms { eps, weight } => norm::rms_norm(x, &weight[range], *eps, out),
-        Norm::Layer { eps, weight, bias } => {
-            let weight = weight.as_ref().map(|weight| &weight[range.clone()]);
-            let bias = bias.as_ref().map(|bias| &bias[range]);
-            norm::layer_norm(x, weight, bias, *eps, out);
-        }
-    }
-}
-
-/// Norm of each head in place. The parameters are one head's, used for all, or those of all heads.
-fn normalize_heads(norm: &Norm, head_dim: usize, heads: &mut [f32]) {
-    let own_parameters = norm.n_parameters() > head_dim;
-    let mut head_before = vec![0.0; head_dim];
-    for (index, head) in heads.chunks_exact_mut(head_dim).enumerate() {
-        head_before.copy_from_slice(head);
-        normalize_row(norm, &head_before, if own_parameters { index * head_dim } else { 0 }, head);
-    }
-}
-
-/// out = (or +=) the outputs of a group of linears side by side, [n_rows, sum of their rows].
-fn project(
-    crew: &Crew<'_>,
-    x: &[f32],
-    n_rows: usize,
-    group: &[&Linear],
-    store: Store,
-    out: &mut [f32],
-    scratch: &mut ProjectionScratch,
-) {
-    let whole: Vec<Projection<'_>> = group
-        .iter()
-        .filter_map(|linear| match &linear.weight {
-            Weight::Matrix(matrix) => Some(Projection { weight: matrix.view(), bias: linear.bias.as_deref() }),
-            Weight::Factored { .. } => None,
-        })
-        .collect();
-    if whole.len() == group.len() {
-        matmul(crew, x, n_rows, &whole, scratch.arithmetic, store, out);
-        return;
-    }
-    let arithmetic = scratch.arithmetic;
-    let width: usize = group.iter().map(|linear| linear.rows()).sum();
-    let mut column = 0;
-    let ProjectionScratch { inner: inner_output, member, .. } = scratch;
-    for linear in group {
-        let rows = linear.rows();
-        member.resize(n_rows * rows, 0.0);
-        let bias = linear.bias.as_deref();
-        match &linear.weight {
-            Weight::Matrix(matrix) => {
-                let whole = Projection { weight: matrix.view(), bias };
-                matmul(crew, x, n_rows, &[whole], arithmetic, Store::Set, member);
-            }
-            Weight::Factored { inner, outer } => {
-                inner_output.resize(n_rows * inner.rows(), 0.0);
-                let inner = Projection { weight: inner.view(), bias: None };
-                matmul(crew, x, n_rows, &[inner], arithmetic, Store::Set, inner_output);
-                let outer = Projection { weight: outer.view(), bias };
-                matmul(crew, inner_output, n_rows, &[outer], arithmetic, Store::Set, member);
-            }
-        }
-        for (out, member) in out.chunks_exact_mut(width).zip(member.chunks_exact(rows)) {
-            let out = &mut out[column..column + rows];
-            match store {
-                Store::Set => out.copy_from_slice(member),
-                Store::Add => add(out, member),
-            }
-        }
-        column += rows;
-    }
-}
-
-/// x += post_norm(linear(input)).
-fn project_onto(
-    crew: &Crew<'_>,
-    input: &[f32],
-    linear: &Linear,
-    post_norm: Option<&Norm>,
-    x: &mut [f32],
-    branch: &mut Vec<f32>,
-    scratch: &mut ProjectionScratch,
-) {
-    let n_rows = input.len() / linear.cols();
-    if post_norm.is_none() {
-        project(crew, input, n_rows, &[linear], Store::Add, x, scratch);
-        return;
-    }
-    branch.resize(x.len(), 0.0);
-    project(crew, input, n_rows, &[linear], Store::Set, branch, scratch);
-    add_normed(crew, post_norm, linear.rows(), branch, x);
-}
-
-/// x += norm(branch), row by row.
-fn add_normed(crew: &Crew<'_>, norm: Option<&Norm>, width: usize, branch: &[f32], x: &mut [f32]) {
-    let Some(norm) = norm else {
-        add(x, branch);
-        return;
-    };
-    crew.rows(x, width, |row, x| {
-        let mut normed = vec![0.0; width];
-        normalize_row(norm, &branch[row * width..(row + 1) * width], 0, &mut normed);
-        add(x, &normed);
-    });
-}
-
-/// activated = act(gate) * up, or act(up) for a network without a gate.
-fn feed_forward_input(
-    crew: &Crew<'_>,
-    network: &spec::FeedForward,
-    weights: &FeedForward,
-    x: &[f32],
-    gate_up: &mut Vec<f32>,
-    activated: &mut Vec<f32>,
-    scratch: &mut ProjectionScratch,
-) {
-    let group: Vec<&Linear> = weights.input.iter().collect();
-    let n_rows = group.first().map_or(0, |linear| x.len() / linear.cols());
-    let width = weights.down.cols();
-    activated.resize(n_rows * width, 0.0);
-    if network.gate.is_none() {
-        project(crew, x, n_rows, &group, Store::Set, activated, scratch);
-        crew.rows(activated, width, |_, row| activation::activate(network.activation, row));
-        return;
-    }
-    gate_up.resize(n_rows * 2 * width, 0.0);
-    project(crew, x, n_rows, &group, Store::Set, gate_up, scratch);
-    crew.rows(activated, width, |row, out| {
-        let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
-        activation::activate_gated(network.activation, gate, up, out);
-    });
-}
-
-fn add(x: &mut [f32], other: &[f32]) {
-    x.iter_mut().zip(other).for_each(|(x, other)| *x += other);
 }

@@ -1,0 +1,114 @@
+//! Linear maps over the rows of a batch: groups that share an input, whole or factored, and what is fused to them.
+
+use infer_kernels::Crew;
+use infer_kernels::cpu::activation;
+use infer_kernels::cpu::matmul::{Arithmetic, Projection, Store, matmul};
+
+use super::normalize::{add, add_normed};
+use crate::model::linear::{Linear, Matrix, Weight};
+use crate::model::spec;
+use crate::model::weights::{FeedForward, Norm};
+
+/// The arithmetic of projections, and room for factored ones.
+#[derive(Default)]
+pub(super) struct Projector {
+    pub arithmetic: Arithmetic,
+    /// inner * x, [n_rows, rank].
+    inner: Vec<f32>,
+    /// One member of a group, [n_rows, its rows], before it is moved beside the others.
+    member: Vec<f32>,
+}
+
+impl Projector {
+    /// out = (or +=) the outputs of a group of linears side by side, [n_rows, sum of their rows].
+    pub fn project(&mut self, crew: &Crew<'_>, x: &[f32], group: &[&Linear], store: Store, out: &mut [f32]) {
+        let n_rows = group.first().map_or(0, |linear| x.len() / linear.cols());
+        let arithmetic = self.arithmetic;
+        let product = |x: &[f32], group: &[Projection<'_>], store: Store, out: &mut [f32]| {
+            matmul(crew, x, n_rows, group, arithmetic, store, out);
+        };
+        let matrices: Vec<Projection<'_>> = group
+            .iter()
+            .filter_map(|linear| match &linear.weight {
+                Weight::Matrix(matrix) => Some(whole(matrix, linear.bias.as_deref())),
+                Weight::Factored { .. } => None,
+            })
+            .collect();
+        if matrices.len() == group.len() {
+            return product(x, &matrices, store, out);
+        }
+        let width: usize = group.iter().map(|linear| linear.rows()).sum();
+        let mut column = 0;
+        for linear in group {
+            let rows = linear.rows();
+            let bias = linear.bias.as_deref();
+            self.member.resize(n_rows * rows, 0.0);
+            match &linear.weight {
+                Weight::Matrix(matrix) => product(x, &[whole(matrix, bias)], Store::Set, &mut self.member),
+                Weight::Factored { inner, outer } => {
+                    self.inner.resize(n_rows * inner.rows(), 0.0);
+                    product(x, &[whole(inner, None)], Store::Set, &mut self.inner);
+                    product(&self.inner, &[whole(outer, bias)], Store::Set, &mut self.member);
+                }
+            }
+            for (out, member) in out.chunks_exact_mut(width).zip(self.member.chunks_exact(rows)) {
+                let out = &mut out[column..column + rows];
+                match store {
+                    Store::Set => out.copy_from_slice(member),
+                    Store::Add => add(out, member),
+                }
+            }
+            column += rows;
+        }
+    }
+
+    /// x += post_norm(linear(input)).
+    pub fn project_onto(
+        &mut self,
+        crew: &Crew<'_>,
+        input: &[f32],
+        linear: &Linear,
+        post_norm: Option<&Norm>,
+        x: &mut [f32],
+        branch: &mut Vec<f32>,
+    ) {
+        if post_norm.is_none() {
+            self.project(crew, input, &[linear], Store::Add, x);
+            return;
+        }
+        branch.resize(x.len(), 0.0);
+        self.project(crew, input, &[linear], Store::Set, branch);
+        add_normed(crew, post_norm, linear.rows(), branch, x);
+    }
+
+    /// activated = act(gate) * up, or act(up) for a network without a gate.
+    pub fn feed_forward_input(
+        &mut self,
+        crew: &Crew<'_>,
+        network: &spec::FeedForward,
+        weights: &FeedForward,
+        x: &[f32],
+        gate_up: &mut Vec<f32>,
+        activated: &mut Vec<f32>,
+    ) {
+        let group: Vec<&Linear> = weights.input.iter().collect();
+        let n_rows = group.first().map_or(0, |linear| x.len() / linear.cols());
+        let width = weights.down.cols();
+        activated.resize(n_rows * width, 0.0);
+        if network.gate.is_none() {
+            self.project(crew, x, &group, Store::Set, activated);
+            crew.rows(activated, width, |_, row| activation::activate(network.activation, row));
+            return;
+        }
+        gate_up.resize(n_rows * 2 * width, 0.0);
+        self.project(crew, x, &group, Store::Set, gate_up);
+        crew.rows(activated, width, |row, out| {
+            let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
+            activation::activate_gated(network.activation, gate, up, out);
+        });
+    }
+}
+
+fn whole<'a>(matrix: &'a Matrix, bias: Option<&'a [f32]>) -> Projection<'a> {
+    Projection { weight: matrix.view(), bias }
+}
