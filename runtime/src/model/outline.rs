@@ -24,8 +24,8 @@ use crate::tokenizer::Tokenizer;
 /// Multiply-adds of a chunk of prefill: about two seconds of work for two cores. Progress is told after each chunk, other
 /// sessions wait for one at most, and no more is lost when a prefill is cancelled.
 const CHUNK_WORK: usize = 300_000_000_000;
-/// The least tokens of a chunk: with fewer, reading the weights takes a good part of the time.
-const LEAST_CHUNK: usize = 64;
+/// The least tokens of a chunk: with fewer, bringing the weights into form takes a good part of the time.
+const LEAST_CHUNK: usize = 256;
 
 /// A model's facts, the table of its tensors, its tokenizer and template: read and checked, without its weights. It
 /// is the first half of [`Model::load`](crate::Model::load), and costs a small part of the time.
