@@ -17,8 +17,8 @@ pub enum WeightFormat {
     AsStored,
     /// 8-bit codes, one f16 scale for each group of 32 inputs: 8.5 bits a weight.
     Int8,
-    /// 4-bit codes into a table, one byte for each group of 16 inputs: about 4.5 bits a weight; embedding and head
-    /// in 8 bits.
+    /// 4-bit codes into a table, one byte for each group of 16 inputs: about 4.5 bits a weight. Some matrices get more
+    /// ([`QuantPlan`](crate::QuantPlan)).
     Int4,
 }
 

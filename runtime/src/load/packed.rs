@@ -132,3 +132,56 @@ pub(crate) fn checksum(metadata: &BTreeMap<String, String>, entries: &BTreeMap<S
     }
     checksum.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of one packed matrix whose header says what `change` makes of it, with the right checksum.
+    fn read(change: impl FnOnce(&mut BTreeMap<String, String>, &mut BTreeMap<String, Entry>)) -> Result<Packed> {
+        let texts = [
+            ("format", FORMAT),
+            ("layout_version", &LAYOUT_VERSION.to_string()),
+            ("plan", "q4"),
+            ("matrices", r#"{"w":"q4"}"#),
+            ("tensors", r#"{"w":{"dtype":"F32","shape":[2,3]}}"#),
+        ];
+        let mut metadata = texts.map(|(key, text)| (key.to_owned(), text.to_owned())).into();
+        let mut entries = BTreeMap::new();
+        entries.insert("w".to_owned(), Entry { dtype: Dtype::BYTES, shape: vec![64], range: 0..64 });
+        change(&mut metadata, &mut entries);
+        metadata.insert(CHECKSUM.to_owned(), checksum(&metadata, &entries));
+        let read = Packed::read(Path::new("a"), Header { entries, metadata }, &Bytes::from_vec(vec![0; 64]));
+        read.map(|(packed, _)| packed)
+    }
+
+    #[test]
+    fn headers_that_agree_with_their_checksum_are_checked_all_the_same() {
+        let good = read(|_, _| ()).unwrap();
+        assert_eq!((good.weights(), good.matrices.len()), (WeightFormat::Int4, 1));
+        let set = |key: &'static str, text: &'static str| {
+            read(|metadata, _| _ = metadata.insert(key.to_owned(), text.to_owned()))
+        };
+        let cases = [
+            ("no matrices", set("matrices", ""), "bad matrices"),
+            ("matrices that are a list", set("matrices", "[]"), "bad matrices"),
+            ("an unknown format", set("matrices", r#"{"w":"q3"}"#), "expected q8 or q4, found q3"),
+            ("a packed matrix that is not", set("matrices", r#"{"w":"stored"}"#), "expected q8 or q4, found stored"),
+            ("another name", set("matrices", r#"{"v":"q4"}"#), "tensor v: expected to be in the file"),
+            ("an unknown type", set("tensors", r#"{"w":{"dtype":"X","shape":[]}}"#), "bad tensors"),
+            ("a negative size", set("tensors", r#"{"w":{"dtype":"F32","shape":[-1]}}"#), "bad tensors"),
+            ("no version", set("layout_version", ""), "layout version"),
+            (
+                "bytes beyond the file",
+                read(|_, entries| {
+                    entries.insert("w".to_owned(), Entry { dtype: Dtype::BYTES, shape: vec![65], range: 0..65 });
+                }),
+                "expected its bytes",
+            ),
+        ];
+        for (what, found, expected) in cases {
+            let found = found.expect_err(what).to_string();
+            assert!(found.contains(expected), "{what}: {found}");
+        }
+    }
+}

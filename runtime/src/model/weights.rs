@@ -219,7 +219,9 @@ impl Loader<'_> {
     }
 
     fn tensor(&self, name: &str) -> Result<TensorView> {
-        self.checkpoint.tensor(name).ok_or_else(|| Error::Tensor {
+        // A packed file may have it in packed form alone.
+        let found = self.checkpoint.tensor(name).filter(|_| self.checkpoint.has_bytes(name));
+        found.ok_or_else(|| Error::Tensor {
             path: self.checkpoint.path().to_owned(),
             tensor: name.to_owned(),
             expected: "to be in the file".to_owned(),
