@@ -109,6 +109,7 @@ pub(crate) struct Panel<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Int4Ref<'a> {
     bytes: &'a [u8],
+    panel_bytes: usize,
     rows: usize,
     cols: usize,
 }
@@ -117,7 +118,8 @@ impl<'a> Int4Ref<'a> {
     /// A matrix over packed bytes: [`KernelError::Length`] or [`KernelError::TooLarge`] if they do not fit the shape.
     pub fn new(bytes: &'a [u8], rows: usize, cols: usize) -> Result<Self, KernelError> {
         check_length("int4", rows, cols, packed_bytes(rows, cols), bytes.len())?;
-        Ok(Int4Ref { bytes, rows, cols })
+        let panel_bytes = bytes.len() / rows.div_ceil(PANEL_ROWS).max(1);
+        Ok(Int4Ref { bytes, panel_bytes, rows, cols })
     }
 
     /// Output features.
@@ -132,10 +134,9 @@ impl<'a> Int4Ref<'a> {
 
     /// Rows `16 index` and following.
     pub(crate) fn panel(&self, index: usize) -> Panel<'a> {
-        let n_panels = self.rows.div_ceil(PANEL_ROWS);
-        assert!(index < n_panels, "panel {index} of a matrix of {} rows", self.rows);
-        let panel_bytes = self.bytes.len() / n_panels;
-        let (header, steps) = self.bytes[index * panel_bytes..][..panel_bytes].split_at(HEADER_BYTES);
+        assert!(index < self.rows.div_ceil(PANEL_ROWS), "panel {index} of a matrix of {} rows", self.rows);
+        let panel = &self.bytes[index * self.panel_bytes..][..self.panel_bytes];
+        let (header, steps) = panel.split_at(HEADER_BYTES);
         let header = header.as_chunks().0;
         let row_scales = Lanes(std::array::from_fn(|row| f32::from_le_bytes(header[row])));
         Panel { row_scales, steps: steps.as_chunks().0 }
