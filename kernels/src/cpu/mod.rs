@@ -65,13 +65,14 @@ impl Isa {
 
     /// The tiers that this CPU has, the slowest first.
     pub fn available() -> Vec<Isa> {
-        let mut available = vec![Isa(Tier::Portable)];
-        #[cfg(target_arch = "x86_64")]
-        {
-            available.extend(isa::avx2::Avx2::detect().map(|token| Isa(Tier::Avx2(token))));
-            available.extend(isa::avx512::Avx512::detect().map(|token| Isa(Tier::Avx512(token))));
-        }
-        available
+        let tiers = [
+            Some(Tier::Portable),
+            #[cfg(target_arch = "x86_64")]
+            isa::avx2::Avx2::detect().map(Tier::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            isa::avx512::Avx512::detect().map(Tier::Avx512),
+        ];
+        tiers.into_iter().flatten().map(Isa).collect()
     }
 
     /// The name that [`Isa::named`] takes.
