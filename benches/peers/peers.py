@@ -10,8 +10,9 @@ The first build of llama.cpp takes some ten minutes on two cores. Needs python 3
 and a release build of infer (`cargo build --release -p infer`).
 
 A round is one run of ours and one of the peer's for every format and number of threads; the table has the medians over
-all rounds, with the least and the most, and their ratio. Neighbours on the machine slow both; a difference below the
-spread means nothing.
+all rounds, with the least and the most, and their ratio. A difference below the spread means nothing. Measure on an
+idle machine: the threads of llama.cpp wait for each other, and one that shares its core holds up all, so that a busy
+machine slows it far more than its share of the cores. The load is printed with the table.
 """
 
 import argparse
@@ -69,12 +70,12 @@ def main():
     parser.add_argument("--shape", default="tinyllama-1.1b", choices=SHAPES)
     parser.add_argument("--peer", default="llama.cpp", choices=PEERS)
     parser.add_argument("--formats", help="of the peer, such as Q4_0,Q8_0 [default: all but BF16]")
-    parser.add_argument("--threads", default="1,2", help="a list")
-    parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--decode", type=int, default=128)
+    parser.add_argument("--threads", help="a list [default: 1,2]")
+    parser.add_argument("--prefill", type=int, help="tokens [default: 512]")
+    parser.add_argument("--decode", type=int, help="tokens [default: 128]")
     parser.add_argument("--depth", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="prefill 128, decode 32, 2 threads, 3 rounds")
+    parser.add_argument("--rounds", type=int, help="[default: 5]")
+    parser.add_argument("--quick", action="store_true", help="defaults of 128 and 32 tokens, 2 threads, 3 rounds")
     parser.add_argument("--infer", type=Path, default=ROOT / "target/release/infer")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "infer-peers")
     parser.add_argument("--python", type=Path, help="a python that has the peer, instead of building it")
@@ -87,8 +88,11 @@ def main():
         return
     if args.run_peer:
         return run_llama_cpp(json.loads(args.run_peer))
-    if args.quick:
-        args.prefill, args.decode, args.threads, args.rounds = 128, 32, "2", 3
+    defaults = {"prefill": 128, "decode": 32, "threads": "2", "rounds": 3} if args.quick else {
+        "prefill": 512, "decode": 128, "threads": "1,2", "rounds": 5}
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     if not args.infer.exists():
         sys.exit(f"{args.infer} does not exist; cargo build --release -p infer")
     args.work.mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,8 @@ def compare(args, python):
                     pair[0].append(ours[name][n, phase])
                     pair[1].append(peer[phase])
     print(f"{args.shape}, prefill of {args.prefill}, decode of {args.decode} at depth {args.depth}; tok/s, median of "
-          f"{args.rounds} rounds (least–most); {cpu()}\n")
+          f"{args.rounds} rounds (least–most); {cpu()}, "
+          f"load {os.getloadavg()[1]:.1f} over the last five minutes\n")
     print(f"| ours | {args.peer} | threads | phase | ours | {args.peer} | ratio |")
     print("|---|---|---:|---|---:|---:|---:|")
     for (name, theirs, n, phase), (ours, peer) in speeds.items():
