@@ -6,6 +6,7 @@ mod bench;
 mod cache;
 mod chat;
 mod chat_file;
+mod closed_stdout;
 mod demo;
 mod exit;
 mod input;

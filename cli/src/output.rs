@@ -2,13 +2,17 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::closed_stdout::stdout_was_closed;
 use crate::terminal;
 use crate::word_wrap::WordWrap;
 
 /// Writes a text to standard output, now.
 pub fn print(text: &str) -> Result<()> {
+    if stdout_was_closed() {
+        bail!("cannot write to standard output: it is closed");
+    }
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to standard output")
 }

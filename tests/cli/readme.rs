@@ -16,7 +16,7 @@ fn every_architecture_is_in_the_table() {
 
 #[test]
 fn every_flag_in_the_readme_exists() {
-    let commands = ["", "show", "logits", "tokenize", "bench"];
+    let commands = ["", "show", "logits", "tokenize", "bench", "quantize"];
     let help = commands.map(|command| {
         let args = [command, "--help"];
         run(if command.is_empty() { &args[1..] } else { &args }, b"").stdout
@@ -25,7 +25,8 @@ fn every_flag_in_the_readme_exists() {
     let readme = readme();
     for line in readme.lines().filter(|line| line.contains("infer ") && !line.contains("cargo")) {
         let (command, _) = line.split_once(" #").unwrap_or((line, ""));
-        for word in command.split_whitespace().filter(|word| word.starts_with("--")) {
+        let words = command.split_whitespace().map(|word| word.trim_end_matches(['`', ',', '.']));
+        for word in words.filter(|word| word.starts_with("--")) {
             assert!(help.contains(word), "no command has {word}, which README.md uses in {line:?}");
         }
     }
