@@ -54,10 +54,10 @@
 //! passes. Logits, and so texts, are bit for bit the same for any number of threads and whatever other sessions do.
 //!
 //! # Memory
-//! Weights are mapped and used in place where their type allows. Those that are quantized are so in one pass, which lets go
-//! of its source as it goes; with [`LoadOptions::cache`] the result is kept in a file and mapped the next time. Blocks of the KV cache are taken as sessions grow, from
-//! one pool that all sessions of a model share; when it is used up, the pass that wanted more fails with
-//! [`Error::Memory`] and its session stays usable.
+//! Weights are mapped and used in place where their type allows. Those that are quantized are so in one pass, which lets
+//! go of its source as it goes; with [`LoadOptions::cache`] the result is kept in a file and mapped the next time. Blocks
+//! of the KV cache are taken as sessions grow, from one pool that all sessions of a model share; when it is used up, the
+//! pass that wanted more fails with [`Error::Memory`] and its session stays usable.
 //!
 //! # Errors
 //! Everything that a file, an option or a caller can get wrong is an [`Error`], one line that names the file and the
