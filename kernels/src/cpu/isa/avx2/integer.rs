@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{Avx2, half_quad, level_table, load_heads, prefetch_step};
+use super::{Avx2, half_quad, level_table, load_heads, prefetch_step};
 use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::int4::{self, Panel};
 use crate::quant::product::{self, BLOCK_STEPS, TILE_PANELS, TileQuad};
@@ -47,7 +47,7 @@ fn twice(lanes: __m256i) -> __m256i {
 }
 
 /// See [`product::int4_product`].
-pub(super) fn int4_product(_: Avx2, panels: &[Panel<'_>], inputs: &InputTile, sums: &mut [Lanes]) {
+pub(in crate::cpu::isa) fn int4_product(_: Avx2, panels: &[Panel<'_>], inputs: &InputTile, sums: &mut [Lanes]) {
     for (p, panel) in panels.iter().enumerate() {
         let out = (&mut sums[p..], panels.len());
         // SAFETY: the token proves the features.
@@ -114,7 +114,13 @@ fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, str
 }
 
 /// See [`product::int8_product`].
-pub(super) fn int8_product(_: Avx2, panels: &[&[int8::Step]], inputs: &InputTile, first: usize, sums: &mut [Lanes]) {
+pub(in crate::cpu::isa) fn int8_product(
+    _: Avx2,
+    panels: &[&[int8::Step]],
+    inputs: &InputTile,
+    first: usize,
+    sums: &mut [Lanes],
+) {
     for (p, steps) in panels.iter().enumerate() {
         let out = (&mut sums[p..], panels.len());
         // SAFETY: the token proves the features.
@@ -175,7 +181,13 @@ fn int8_columns<const N: usize>(
 }
 
 /// See [`product::expand`].
-pub(super) fn expand(_: Avx2, row_scales: &Lanes, steps: &[int4::Step], index: usize, tile: &mut [TileQuad]) -> Lanes {
+pub(in crate::cpu::isa) fn expand(
+    _: Avx2,
+    row_scales: &Lanes,
+    steps: &[int4::Step],
+    index: usize,
+    tile: &mut [TileQuad],
+) -> Lanes {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn inner(row_scales: &Lanes, steps: &[int4::Step], index: usize, tile: &mut [TileQuad]) -> Lanes {
         let (largest, units) = product::block_scales(steps);
@@ -216,7 +228,7 @@ pub(super) fn expand(_: Avx2, row_scales: &Lanes, steps: &[int4::Step], index: u
 }
 
 /// See [`product::expanded_product`].
-pub(super) fn expanded_product(
+pub(in crate::cpu::isa) fn expanded_product(
     _: Avx2,
     tile: &[TileQuad],
     scales: &[Lanes; TILE_PANELS],

@@ -1,0 +1,171 @@
+//! The inner kernels for AVX2, FMA and F16C (x86-64 since 2013 with Intel's Haswell, 2015 with AMD's Excavator).
+
+pub(super) mod dense;
+pub(super) mod integer;
+pub(super) mod unpack;
+
+use std::arch::x86_64::*;
+use std::hint::black_box;
+
+use half::{bf16, f16};
+
+use crate::cpu::matrix::Element;
+use crate::cpu::probe;
+use crate::quant::inputs::{InputTile, Kind};
+use crate::quant::int4;
+
+/// Proof that this CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cpu) struct Avx2(());
+
+impl Avx2 {
+    /// The proof, if it holds.
+    pub(in crate::cpu) fn detect() -> Option<Avx2> {
+        let all =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        all.then_some(Avx2(()))
+    }
+}
+
+/// Loads of eight values as f32.
+pub trait Load: Sized {
+    /// Eight values from `from`, exact.
+    ///
+    /// # Safety
+    /// The CPU has the features, and eight values are readable at `from`, which needs no alignment.
+    unsafe fn load8(from: *const Self) -> __m256;
+}
+
+impl Load for f32 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load8(from: *const f32) -> __m256 {
+        // SAFETY: the caller vouches for eight readable values.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+}
+
+impl Load for f16 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load8(from: *const f16) -> __m256 {
+        // SAFETY: the caller vouches for eight readable values of two bytes.
+        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.cast()) })
+    }
+}
+
+impl Load for bf16 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load8(from: *const bf16) -> __m256 {
+        // SAFETY: the caller vouches for eight readable values of two bytes.
+        let halves = unsafe { _mm_loadu_si128(from.cast()) };
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+    }
+}
+
+pub(super) fn prefetch<T: Element>(values: &[T]) {
+    for line in values.chunks(64 / size_of::<T>()) {
+        // SAFETY: a prefetch reads nothing that can be seen, and the address is that of a value.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
+
+/// How far ahead of its use memory is asked for: what a core reads while one request is on its way.
+const AHEAD: usize = 2048;
+
+/// Asks for the bytes of a later step of the stream.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn prefetch_step<const BYTES: usize>(step: &[u8; BYTES]) {
+    for line in (0..BYTES).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>(step.as_ptr().wrapping_add(AHEAD + line).cast());
+    }
+}
+
+/// See [`probe::read`].
+pub(super) fn fold(_: Avx2, data: &[u8]) -> u64 {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(data: &[u8]) -> u64 {
+        probe::fold(data, |block| block.as_chunks::<256>().0.iter().for_each(|block| prefetch_step(block)))
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(data) }
+}
+
+/// See [`probe::multiply`].
+pub(super) fn multiply(_: Avx2, operation: probe::Operation, rounds: usize) -> u64 {
+    /// Sums that do not wait for each other.
+    const SUMS: usize = 12;
+    /// Without VNNI a product of bytes takes three instructions. What they multiply depends on the last sum, or the
+    /// compiler would take the products out of the loop.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn int8(rounds: usize) {
+        let (x, ones) = (_mm256_set1_epi8(black_box(3)), _mm256_set1_epi16(1));
+        let mut sums = [x; SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_maddubs_epi16(*sum, x), ones));
+            }
+        }
+        black_box(sums);
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn float(rounds: usize) {
+        let x = _mm256_set1_ps(black_box(0.5));
+        let mut sums = [x; SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, x, x);
+            }
+        }
+        black_box(sums);
+    }
+    let lanes = match operation {
+        probe::Operation::Int8 => {
+            // SAFETY: the token proves the features.
+            unsafe { int8(rounds) };
+            32
+        }
+        probe::Operation::F32 => {
+            // SAFETY: the token proves the features.
+            unsafe { float(rounds) };
+            8
+        }
+        probe::Operation::Bf16 => 0,
+    };
+    2 * lanes * (SUMS * rounds) as u64
+}
+
+pub(super) fn quantize(_: Avx2, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
+        tile.fill(kind, x, width);
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(kind, x, width, tile) }
+}
+
+/// Half of a quad of a panel: eight rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn half_quad(quad: &[u8; 64], half: usize) -> __m256i {
+    // SAFETY: 32 bytes are readable, and the load needs no alignment.
+    unsafe { _mm256_loadu_si256(quad.as_chunks::<32>().0[half].as_ptr().cast()) }
+}
+
+/// The levels of int4 weights, in both halves of the register.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn level_table() -> __m256i {
+    // SAFETY: sixteen bytes are readable.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(int4::TABLE.as_ptr().cast()) })
+}
+
+/// Eight rows' heads of a group of int4 weights, with their signs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_heads(heads: &[u8; 16], half: usize) -> __m256i {
+    // SAFETY: eight bytes are readable.
+    _mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(heads.as_chunks::<8>().0[half].as_ptr().cast()) })
+}

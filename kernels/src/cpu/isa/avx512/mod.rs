@@ -1,0 +1,137 @@
+//! The inner kernels for AVX-512 with F, BW, VL, VNNI and VBMI (Intel's Ice Lake, AMD's Zen 4, and later).
+//!
+//! A register holds a quad of a panel: sixteen rows by four inputs. `vpdpbusd` adds the products of its unsigned
+//! weights with four signed inputs, which every lane shares; weights are stored or looked up with a bias of 128,
+//! and what the bias adds is known from the inputs alone.
+
+pub(super) mod int4;
+pub(super) mod int8;
+
+use std::arch::x86_64::*;
+use std::hint::black_box;
+
+use super::avx2::{Avx2, prefetch_step};
+use crate::cpu::probe;
+use crate::quant::Lanes;
+use crate::quant::inputs::{InputTile, Kind};
+
+/// Proof that this CPU has AVX-512 F, BW, VL, VNNI and VBMI, and all of [`Avx2`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cpu) struct Avx512(Avx2);
+
+impl Avx512 {
+    /// The proof, if it holds.
+    pub(in crate::cpu) fn detect() -> Option<Avx512> {
+        let all = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512vbmi");
+        Avx2::detect().filter(|_| all).map(Avx512)
+    }
+
+    /// The weaker proof, for what AVX2 does as well.
+    pub(super) fn avx2(self) -> Avx2 {
+        self.0
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: 64 bytes are readable, and the load needs no alignment.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_lanes(lanes: &Lanes) -> __m512 {
+    // SAFETY: sixteen values are readable.
+    unsafe { _mm512_loadu_ps(lanes.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_lanes(lanes: &mut Lanes, values: __m512) {
+    // SAFETY: sixteen values are writable.
+    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), values) };
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_heads(heads: &[u8; 16]) -> __m128i {
+    // SAFETY: sixteen bytes are readable.
+    unsafe { _mm_loadu_si128(heads.as_ptr().cast()) }
+}
+
+pub(super) fn quantize(_: Avx512, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn inner(kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
+        tile.fill(kind, x, width);
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(kind, x, width, tile) }
+}
+
+/// See [`probe::read`].
+pub(super) fn fold(_: Avx512, data: &[u8]) -> u64 {
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn inner(data: &[u8]) -> u64 {
+        probe::fold(data, |block| block.as_chunks::<256>().0.iter().for_each(|block| prefetch_step(block)))
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(data) }
+}
+
+/// See [`probe::multiply`].
+pub(super) fn multiply(_: Avx512, operation: probe::Operation, rounds: usize) -> u64 {
+    /// Sums that do not wait for each other.
+    const SUMS: usize = 12;
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn int8(rounds: usize) -> i32 {
+        let x = _mm512_set1_epi8(black_box(3));
+        let mut sums = [_mm512_setzero_si512(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, x, x);
+            }
+        }
+        sums.into_iter().fold(0, |all, sum| all ^ _mm512_reduce_add_epi32(sum))
+    }
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn float(rounds: usize) -> f32 {
+        let x = _mm512_set1_ps(black_box(0.5));
+        let mut sums = [x; SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, x, x);
+            }
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    fn bf16(rounds: usize) -> f32 {
+        // Two halves of one in each lane.
+        let x = _mm512_set1_epi32(black_box(0x3f00_3f00));
+        // SAFETY: both are 64 bytes of which every pattern is a value.
+        let x = unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, x, x);
+            }
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+    if operation == probe::Operation::Bf16 && !is_x86_feature_detected!("avx512bf16") {
+        return 0;
+    }
+    // SAFETY: the token proves the features but that of bf16, which has just been asked for.
+    unsafe {
+        match operation {
+            probe::Operation::Bf16 => (black_box(bf16(rounds)), 2 * 32 * (SUMS * rounds) as u64).1,
+            probe::Operation::Int8 => (black_box(int8(rounds)), 2 * 64 * (SUMS * rounds) as u64).1,
+            probe::Operation::F32 => (black_box(float(rounds)), 2 * 16 * (SUMS * rounds) as u64).1,
+        }
+    }
+}
