@@ -84,7 +84,7 @@ fn product(team: &Team, matrices: &[MatrixRef<'_>], n_tokens: usize) -> f64 {
         team.run(|crew| {
             for weight in matrices {
                 let group = [Projection { weight: *weight, bias: None }];
-                matmul(crew, &x, n_tokens, &group, Arithmetic::Integer, Store::Set, &mut out);
+                matmul(crew, &x, n_tokens, &group, Arithmetic::Reduced, Store::Set, &mut out);
             }
         });
     });

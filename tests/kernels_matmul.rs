@@ -158,7 +158,7 @@ fn integer_products_are_those_of_rounded_activations_and_equal_on_every_tier() {
             let run = |isa: Isa| {
                 let mut out = old.clone();
                 let product = |crew: &infer_kernels::Crew<'_>| {
-                    matmul(crew, &x, n_tokens, &group, Arithmetic::Integer, Store::Add, &mut out);
+                    matmul(crew, &x, n_tokens, &group, Arithmetic::Reduced, Store::Add, &mut out);
                 };
                 Team::new(2, isa).unwrap().run(product);
                 out
@@ -196,7 +196,7 @@ fn results_are_bit_equal_for_any_number_of_threads() {
                     let (exact, integer) = out.split_at_mut(n_tokens * 150);
                     Team::new(threads, isa).unwrap().run(|crew| {
                         matmul(crew, &x, n_tokens, &group, Arithmetic::Exact, Store::Set, exact);
-                        matmul(crew, &x, n_tokens, &group, Arithmetic::Integer, Store::Set, integer);
+                        matmul(crew, &x, n_tokens, &group, Arithmetic::Reduced, Store::Set, integer);
                     });
                     out
                 };
@@ -223,7 +223,7 @@ fn what_is_not_finite_is_passed_on() {
             let quantized = Weights::random(&mut Numbers(4), 3, 20);
             for format in ["int8", "int4"] {
                 let (group, mut out) = ([quantized.projection(format)], vec![0.0; n_tokens * 3]);
-                team.run(|crew| matmul(crew, &x, n_tokens, &group, Arithmetic::Integer, Store::Set, &mut out));
+                team.run(|crew| matmul(crew, &x, n_tokens, &group, Arithmetic::Reduced, Store::Set, &mut out));
                 assert!(out[..3].iter().all(|v| v.is_nan()), "{} {format}, {n_tokens} tokens: {out:?}", isa.name());
                 assert!(out[3..].iter().all(|v| v.is_finite()), "{} {format}, {n_tokens} tokens: {out:?}", isa.name());
             }
@@ -301,7 +301,7 @@ fn nothing_is_read_or_written_behind_the_end_of_a_buffer() {
             let mut x = Guarded::floats(&numbers.floats(n_tokens * cols));
             for weight in &matrices {
                 let group = [Projection { weight: *weight.as_ref().unwrap(), bias: None }];
-                for arithmetic in [Arithmetic::Exact, Arithmetic::Integer] {
+                for arithmetic in [Arithmetic::Exact, Arithmetic::Reduced] {
                     let mut out = Guarded::floats(&vec![f32::NAN; n_tokens * rows]);
                     let (x, out) = (x.as_floats(), out.as_floats());
                     team.run(|crew| matmul(crew, x, n_tokens, &group, arithmetic, Store::Set, out));

@@ -5,7 +5,7 @@
 //!   found: a mismatch is an error of the calling program and cannot come from a model file. Bytes that do
 //!   come from a file enter through [`MatrixRef`], which returns a [`KernelError`].
 //! - Activations are `f32`. Sums of products are `f32` over several lanes; nothing is computed in half
-//!   precision. With quantized weights a caller may ask for products in integers ([`Arithmetic::Integer`]).
+//!   precision. With quantized weights a caller may ask for products in integers ([`Arithmetic::Reduced`]).
 //!   Values that are not finite give results that are not finite, never a panic.
 //! - Work is split by shapes alone, and each output is summed by one task in one order, so results are
 //!   bit-equal for any number of threads.

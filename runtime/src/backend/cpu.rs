@@ -73,7 +73,7 @@ struct Buffers {
 impl CpuBackend {
     pub fn new(spec: Arc<Spec>, weights: Weights, slots: Vec<LayerSlot>, team: Team, compute: Compute) -> CpuBackend {
         let arithmetic = match compute {
-            Compute::Auto => Arithmetic::Integer,
+            Compute::Auto => Arithmetic::Reduced,
             Compute::F32 => Arithmetic::Exact,
         };
         CpuBackend { spec, weights, slots, arithmetic, team: RwLock::new(team), state: FairMutex::default() }

@@ -34,14 +34,15 @@ pub enum Store {
     Add,
 }
 
-/// How products with quantized weights are computed. Dense weights know one way only.
+/// How products are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Arithmetic {
     /// With the weights' values and f32 activations.
     #[default]
     Exact,
-    /// In integers, with activations that are quantized to 8 bits (see [`crate::quant::inputs`]).
-    Integer,
+    /// With activations of fewer bits, as the weights like it best: quantized weights meet activations of 8 bits (see
+    /// [`crate::quant::inputs`]).
+    Reduced,
 }
 
 /// Up to this many tokens, weights are multiplied as they are read.
@@ -77,7 +78,7 @@ pub fn matmul(
     }
     let isa = crew.isa();
     let wanted = |kind| group.iter().any(|p| kind_of(&p.weight) == Some(kind));
-    let inputs = (arithmetic == Arithmetic::Integer).then(|| QuantizedInputs::new(crew, x, n_tokens, cols, wanted));
+    let inputs = (arithmetic == Arithmetic::Reduced).then(|| QuantizedInputs::new(crew, x, n_tokens, cols, wanted));
     let n_panels = match n_tokens {
         1 => 1,
         ..=FEW => 2,
