@@ -17,7 +17,15 @@ use crate::quant::inputs::{InputTile, Kind};
 
 /// Proof that this CPU has AVX-512 F, BW, VL, VNNI and VBMI, and all of [`Avx2`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cpu) struct Avx512(Avx2);
+pub(in crate::cpu) struct Avx512 {
+    avx2: Avx2,
+    bf16: Option<Bf16>,
+}
+
+/// Proof that this CPU has AVX-512 BF16 (AMD's Zen 4, Intel's Cooper Lake and Sapphire Rapids), and all of
+/// [`Avx512`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cpu) struct Bf16(());
 
 impl Avx512 {
     /// The proof, if it holds.
@@ -27,12 +35,18 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx512vbmi");
-        Avx2::detect().filter(|_| all).map(Avx512)
+        let avx2 = Avx2::detect().filter(|_| all)?;
+        Some(Avx512 { avx2, bf16: is_x86_feature_detected!("avx512bf16").then_some(Bf16(())) })
     }
 
     /// The weaker proof, for what AVX2 does as well.
     pub(super) fn avx2(self) -> Avx2 {
-        self.0
+        self.avx2
+    }
+
+    /// The stronger proof, if it holds.
+    pub(super) fn bf16(self) -> Option<Bf16> {
+        self.bf16
     }
 }
 
@@ -84,7 +98,7 @@ pub(super) fn fold(_: Avx512, data: &[u8]) -> u64 {
 }
 
 /// See [`probe::multiply`].
-pub(super) fn multiply(_: Avx512, operation: probe::Operation, rounds: usize) -> u64 {
+pub(super) fn multiply(token: Avx512, operation: probe::Operation, rounds: usize) -> u64 {
     /// Sums that do not wait for each other.
     const SUMS: usize = 12;
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
@@ -123,15 +137,17 @@ pub(super) fn multiply(_: Avx512, operation: probe::Operation, rounds: usize) ->
         }
         sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
     }
-    if operation == probe::Operation::Bf16 && !is_x86_feature_detected!("avx512bf16") {
-        return 0;
-    }
-    // SAFETY: the token proves the features but that of bf16, which has just been asked for.
-    unsafe {
-        match operation {
-            probe::Operation::Bf16 => (black_box(bf16(rounds)), 2 * 32 * (SUMS * rounds) as u64).1,
-            probe::Operation::Int8 => (black_box(int8(rounds)), 2 * 64 * (SUMS * rounds) as u64).1,
-            probe::Operation::F32 => (black_box(float(rounds)), 2 * 16 * (SUMS * rounds) as u64).1,
-        }
-    }
+    let (sum, products) = match operation {
+        // SAFETY: the token proves the features.
+        probe::Operation::Int8 => (unsafe { int8(rounds) } as f32, 64),
+        // SAFETY: the token proves the features.
+        probe::Operation::F32 => (unsafe { float(rounds) }, 16),
+        probe::Operation::Bf16 => match token.bf16() {
+            // SAFETY: its own token proves the features.
+            Some(Bf16(())) => (unsafe { bf16(rounds) }, 32),
+            None => (0.0, 0),
+        },
+    };
+    black_box(sum);
+    2 * products * (SUMS * rounds) as u64
 }
