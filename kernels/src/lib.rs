@@ -44,7 +44,7 @@ pub use cpu::crew::Crew;
 pub use cpu::kv::{BLOCK_TOKENS, KvBlock, KvLayout, KvType};
 pub use cpu::matmul::{Arithmetic, Projection, Store, matmul};
 pub use cpu::matrix::{Dense, ElementType, MatrixRef};
-pub use cpu::moe::{Routing, route};
+pub use cpu::moe::{Choice, Routing, route};
 pub use cpu::norm::{layer_norm, rms_norm};
 pub use cpu::rope::rotate;
 pub use cpu::team::Team;

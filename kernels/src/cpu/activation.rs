@@ -1,5 +1,7 @@
 //! The non-linear functions between two matrix products, over slices.
 
+use super::Isa;
+use super::isa::elementwise::Loop;
 use super::math::{erf, exp, sigmoid, tanh};
 
 /// An activation function.
@@ -50,37 +52,76 @@ fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
 }
 
+struct Activate<'a> {
+    kind: Activation,
+    /// Gate and up; without them the function is applied in place.
+    gated: Option<(&'a [f32], &'a [f32])>,
+    out: &'a mut [f32],
+}
+
+impl Activate<'_> {
+    #[inline(always)]
+    fn map(self, f: impl Fn(f32) -> f32) {
+        match self.gated {
+            None => self.out.iter_mut().for_each(|x| *x = f(*x)),
+            Some((gate, up)) => {
+                for ((out, gate), up) in self.out.iter_mut().zip(gate).zip(up) {
+                    *out = f(*gate) * up;
+                }
+            }
+        }
+    }
+}
+
+impl Loop for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        // The match is outside the loop, so that each function gets a loop of vector code.
+        match self.kind {
+            Activation::Silu => self.map(silu),
+            Activation::Gelu => self.map(gelu),
+            Activation::GeluTanh => self.map(gelu_tanh),
+            Activation::QuickGelu => self.map(quick_gelu),
+            Activation::Relu => self.map(relu),
+            Activation::Relu2 => self.map(|x| relu(x) * relu(x)),
+            Activation::Tanh => self.map(tanh),
+            Activation::Sigmoid => self.map(sigmoid),
+        }
+    }
+}
+
 /// Applies the function to each value, in place.
-pub fn activate(kind: Activation, x: &mut [f32]) {
-    // The match is outside the loop, so that each function gets a loop of vector code.
-    fn map(x: &mut [f32], f: impl Fn(f32) -> f32) {
-        x.iter_mut().for_each(|x| *x = f(*x));
-    }
-    match kind {
-        Activation::Silu => map(x, silu),
-        Activation::Gelu => map(x, gelu),
-        Activation::GeluTanh => map(x, gelu_tanh),
-        Activation::QuickGelu => map(x, quick_gelu),
-        Activation::Relu => map(x, relu),
-        Activation::Relu2 => map(x, |x| relu(x) * relu(x)),
-        Activation::Tanh => map(x, tanh),
-        Activation::Sigmoid => map(x, sigmoid),
-    }
+pub fn activate(isa: Isa, kind: Activation, x: &mut [f32]) {
+    isa.compute(Activate { kind, gated: None, out: x });
 }
 
 /// out = f(gate) * up (Shazeer, arXiv:2002.05202). The slices have one length.
-pub fn activate_gated(kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub fn activate_gated(isa: Isa, kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert_eq!(gate.len(), out.len(), "length of gate, which must be that of the output");
     assert_eq!(up.len(), out.len(), "length of up, which must be that of the output");
-    out.copy_from_slice(gate);
-    activate(kind, out);
-    out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
+    isa.compute(Activate { kind, gated: Some((gate, up)), out });
+}
+
+struct Softcap<'a> {
+    x: &'a mut [f32],
+    cap: f32,
+}
+
+impl Loop for Softcap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (cap, inverse) = (self.cap, 1.0 / self.cap);
+        self.x.iter_mut().for_each(|x| *x = cap * tanh(*x * inverse));
+    }
 }
 
 /// x = cap * tanh(x / cap), in place (Gemma 2, arXiv:2408.00118, section 2).
-pub fn softcap(x: &mut [f32], cap: f32) {
-    let inverse = 1.0 / cap;
-    x.iter_mut().for_each(|x| *x = cap * tanh(*x * inverse));
+pub fn softcap(isa: Isa, x: &mut [f32], cap: f32) {
+    isa.compute(Softcap { x, cap });
 }
 
 #[cfg(test)]
@@ -102,9 +143,9 @@ mod tests {
         ];
         for (kind, expected) in cases {
             let mut found = [-3.0, -0.5, 0.5, 3.0];
-            activate(kind, &mut found);
+            activate(Isa::best(), kind, &mut found);
             let mut gated = [0.0; 4];
-            activate_gated(kind, &[-3.0, -0.5, 0.5, 3.0], &[2.0; 4], &mut gated);
+            activate_gated(Isa::best(), kind, &[-3.0, -0.5, 0.5, 3.0], &[2.0; 4], &mut gated);
             for i in 0..4 {
                 assert!((found[i] - expected[i]).abs() < 1e-6, "{kind:?}: {found:?}, expected {expected:?}");
                 assert_eq!(gated[i], 2.0 * found[i], "{kind:?} with a gate");
@@ -117,7 +158,7 @@ mod tests {
         use Activation::*;
         for kind in [Silu, Gelu, GeluTanh, QuickGelu, Relu, Relu2, Tanh, Sigmoid] {
             let mut x = [-1e4, 1e4, f32::NAN];
-            activate(kind, &mut x);
+            activate(Isa::best(), kind, &mut x);
             let low = if kind == Tanh { -1.0 } else { 0.0 };
             assert!((x[0] - low).abs() < 1e-6, "{kind:?} of -10000 is {}", x[0]);
             assert!(x[1] >= 1.0 && x[1].is_finite(), "{kind:?} of 10000 is {}", x[1]);
@@ -128,8 +169,27 @@ mod tests {
     #[test]
     fn a_soft_cap_is_near_the_identity_below_and_the_cap_above() {
         let mut x = [0.01, -1e6, 1e6];
-        softcap(&mut x, 30.0);
+        softcap(Isa::best(), &mut x, 30.0);
         assert!((x[0] - 0.01).abs() < 1e-8, "{}", x[0]);
         assert_eq!(x[1..], [-30.0, 30.0]);
+    }
+
+    #[test]
+    fn every_tier_gives_the_same_bits() {
+        use Activation::*;
+        let x: Vec<f32> = (0..1003).map(|i| (i as f32 - 500.0) / 37.0).collect();
+        for kind in [Silu, Gelu, GeluTanh, QuickGelu, Relu, Relu2, Tanh, Sigmoid] {
+            let values = |isa| {
+                let mut out = [x.clone(), x.clone(), x.clone()];
+                activate(isa, kind, &mut out[0]);
+                activate_gated(isa, kind, &x, &x, &mut out[1]);
+                softcap(isa, &mut out[2], 5.0);
+                out
+            };
+            let expected = values(Isa::available()[0]);
+            for isa in Isa::available() {
+                assert_eq!(values(isa), expected, "{kind:?} with {}", isa.name());
+            }
+        }
     }
 }

@@ -16,6 +16,7 @@ pub mod norm;
 pub mod probe;
 pub mod rope;
 pub mod team;
+pub mod vector;
 
 use crate::error::KernelError;
 

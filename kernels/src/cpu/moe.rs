@@ -29,50 +29,63 @@ impl Routing {
     }
 }
 
-/// Chooses the experts of one token: writes their ids, the best first, and their weights.
+/// An expert that a token goes to, and the factor of its output.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Choice {
+    /// The expert's index.
+    pub expert: u32,
+    /// What its output is multiplied with.
+    pub weight: f32,
+}
+
+/// Chooses the experts of one token, the best first.
 ///
-/// `experts` and `weights` have [`Routing::n_chosen`] values, and there are at least as many logits. A tie goes
-/// to the lower id. Logits that are not finite give distinct experts whose weights may be not finite.
-pub fn route(routing: Routing, router_logits: &[f32], experts: &mut [u32], weights: &mut [f32]) {
+/// There are [`Routing::n_chosen`] choices, and at least as many logits. A tie goes to the lower id. Logits that are
+/// not finite give distinct experts whose weights may be not finite.
+pub fn route(routing: Routing, router_logits: &[f32], choices: &mut [Choice]) {
     let n = routing.n_chosen();
-    assert_eq!((experts.len(), weights.len()), (n, n), "experts and weights of a token");
+    assert_eq!(choices.len(), n, "choices of a token");
     assert!(n <= router_logits.len(), "{n} of {} experts", router_logits.len());
     match routing {
         Routing::SoftmaxTopK { renormalize, .. } => {
             let (largest, mut total) = (best(router_logits, &[]).1, 0.0);
             router_logits.iter().for_each(|logit| total += exp(logit - largest));
             for i in 0..n {
-                let (expert, logit) = best(router_logits, &experts[..i]);
-                (experts[i], weights[i]) = (expert, exp(logit - largest) / total);
+                let (expert, logit) = best(router_logits, &choices[..i]);
+                choices[i] = Choice { expert, weight: exp(logit - largest) / total };
             }
             if renormalize {
-                let sum: f32 = weights.iter().sum();
-                weights.iter_mut().for_each(|weight| *weight /= sum);
+                let sum: f32 = choices.iter().map(|choice| choice.weight).sum();
+                choices.iter_mut().for_each(|choice| choice.weight /= sum);
             }
         }
         Routing::SparseMixer { jitter } => {
             for i in 0..n {
-                let (expert, largest) = best(router_logits, &experts[..i]);
+                let (expert, largest) = best(router_logits, &choices[..i]);
                 let mut total = 0.0;
                 for (id, logit) in (0..).zip(router_logits) {
                     let distance = (largest - logit) / logit.abs().max(largest);
                     // Not `<=`: zero by zero is NaN and counts.
                     let masked = distance > 2.0 * jitter;
-                    if !masked && !experts[..i].contains(&id) {
+                    if !masked && !is_taken(&choices[..i], id) {
                         total += exp(logit - largest);
                     }
                 }
-                (experts[i], weights[i]) = (expert, 1.0 / total);
+                choices[i] = Choice { expert, weight: 1.0 / total };
             }
         }
     }
 }
 
 /// The expert with the largest logit that is not taken, and the logit.
-fn best(logits: &[f32], taken: &[u32]) -> (u32, f32) {
-    let free = (0..).zip(logits.iter().copied()).filter(|(id, _)| !taken.contains(id));
+fn best(logits: &[f32], taken: &[Choice]) -> (u32, f32) {
+    let free = (0..).zip(logits.iter().copied()).filter(|(id, _)| !is_taken(taken, *id));
     // A later one wins only if it is larger, or if what was first is NaN.
     free.reduce(|a, b| if b.1 > a.1 || a.1.is_nan() && !b.1.is_nan() { b } else { a }).unwrap_or((0, f32::NAN))
+}
+
+fn is_taken(choices: &[Choice], expert: u32) -> bool {
+    choices.iter().any(|choice| choice.expert == expert)
 }
 
 #[cfg(test)]
@@ -80,9 +93,9 @@ mod tests {
     use super::*;
 
     fn routed(routing: Routing, logits: &[f32]) -> (Vec<u32>, Vec<f32>) {
-        let (mut experts, mut weights) = (vec![0; routing.n_chosen()], vec![0.0; routing.n_chosen()]);
-        route(routing, logits, &mut experts, &mut weights);
-        (experts, weights)
+        let mut choices = vec![Choice::default(); routing.n_chosen()];
+        route(routing, logits, &mut choices);
+        choices.iter().map(|choice| (choice.expert, choice.weight)).unzip()
     }
 
     #[test]

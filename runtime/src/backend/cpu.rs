@@ -1,5 +1,6 @@
 //! The CPU: activations in f32, one team of threads, every operation a loop over tiles with one barrier.
 
+mod experts;
 mod normalize;
 mod project;
 
@@ -8,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
 use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvBlock};
 use infer_kernels::cpu::matmul::{Arithmetic, Store};
-use infer_kernels::cpu::{activation, moe, rope};
+use infer_kernels::cpu::{activation, rope, vector};
 use infer_kernels::{Crew, KvType, Team};
 
 use super::KvAddress;
@@ -20,7 +21,8 @@ use crate::model::linear::Linear;
 use crate::model::spec::{self, Block, Spec};
 use crate::model::weights::{MlpWeights, Weights};
 use crate::options::Compute;
-use normalize::{add, add_normed, normalize, normalize_heads};
+use experts::{Experts, Hidden};
+use normalize::{add_normed, normalize, normalize_heads, normalize_rows};
 use project::Projector;
 
 /// Weights, threads and cache memory of a model on the CPU.
@@ -59,14 +61,7 @@ struct Buffers {
     activated: Vec<f32>,
     /// The output of a half-layer before it is added, [n_rows, hidden_size].
     branch: Vec<f32>,
-    /// [n_rows, n_experts].
-    router_logits: Vec<f32>,
-    /// The experts of each row and their weights, [n_rows, n_chosen].
-    experts: Vec<u32>,
-    expert_weights: Vec<f32>,
-    /// Rows of one expert: their inputs and outputs, [its rows, hidden_size].
-    gathered: Vec<f32>,
-    expert_output: Vec<f32>,
+    experts: Experts,
     projector: Projector,
 }
 
@@ -176,14 +171,14 @@ impl CpuPass<'_> {
     pub fn embed(&mut self) {
         let CpuPass { crew, backend, batch, buffers, .. } = self;
         let (spec, weights) = (&backend.spec, &backend.weights);
-        let n_rows = batch.n_rows();
+        let (n_rows, isa) = (batch.n_rows(), crew.isa());
         let (width, hidden_size) = (weights.embedding.cols(), spec.hidden_size);
         let embedded = if weights.project_in.is_some() { &mut buffers.branch } else { &mut buffers.x };
         embedded.resize(n_rows * width, 0.0);
         crew.rows(embedded, width, |row, out| {
             weights.embedding.view().row_to_f32(batch.tokens[row] as usize, out);
             if spec.embedding.scale != 1.0 {
-                out.iter_mut().for_each(|value| *value *= spec.embedding.scale);
+                vector::scale(isa, out, spec.embedding.scale);
             }
         });
         if let Some(project_in) = &weights.project_in {
@@ -196,7 +191,7 @@ impl CpuPass<'_> {
             crew.rows(&mut buffers.branch, hidden_size, |row, out| {
                 table.view().row_to_f32(batch.positions[row] + positions.offset, out);
             });
-            add(&mut buffers.x, &buffers.branch);
+            add_normed(crew, None, hidden_size, &buffers.branch, &mut buffers.x);
         }
     }
 
@@ -204,7 +199,7 @@ impl CpuPass<'_> {
         let CpuPass { crew, backend, pool, batch, tables, blocks, buffers, .. } = self;
         let weights = &backend.weights.layers[layer];
         let attention = &backend.spec.layers[layer].attention;
-        let n_rows = batch.n_rows();
+        let (n_rows, isa) = (batch.n_rows(), crew.isa());
         let head_dim = attention.head_dim;
         let (query_width, kv_width) = (attention.n_heads * head_dim, attention.n_kv_heads * head_dim);
         let width = query_width + 2 * kv_width;
@@ -218,13 +213,13 @@ impl CpuPass<'_> {
             let (query, key) = heads[..query_width + kv_width].split_at_mut(query_width);
             for (heads, norm) in [(&mut *query, &weights.query_norm), (&mut *key, &weights.key_norm)] {
                 if let Some(norm) = norm {
-                    normalize_heads(norm, head_dim, heads);
+                    normalize_heads(isa, norm, head_dim, heads);
                 }
             }
             if let Some(index) = attention.rope {
                 let (cos, sin) = batch.ropes[index].row(row);
-                rope::rotate(query, head_dim, cos, sin);
-                rope::rotate(key, head_dim, cos, sin);
+                rope::rotate(isa, query, head_dim, cos, sin);
+                rope::rotate(isa, key, head_dim, cos, sin);
             }
         });
 
@@ -287,7 +282,7 @@ impl CpuPass<'_> {
         let spec::Mlp::Dense(network) = &backend.spec.layers[layer].mlp else { return };
         let MlpWeights::Dense(weights) = &backend.weights.layers[layer].mlp else { return };
         let Buffers { normed, gate_up, activated, projector, .. } = &mut **buffers;
-        projector.feed_forward_input(crew, network, weights, normed, gate_up, activated);
+        projector.feed_forward_input(crew, network, &[weights], normed, gate_up, activated);
     }
 
     pub fn mlp_output(&mut self, layer: usize) {
@@ -312,66 +307,31 @@ impl CpuPass<'_> {
 
     pub fn route(&mut self, layer: usize) {
         self.mlp_norm(layer);
-        let CpuPass { crew, backend, batch, buffers, .. } = self;
+        let CpuPass { crew, backend, buffers, .. } = self;
         let spec::Mlp::Experts { routing, .. } = &backend.spec.layers[layer].mlp else { return };
         let MlpWeights::Experts { router, .. } = &backend.weights.layers[layer].mlp else { return };
-        let Buffers { normed, router_logits, experts, expert_weights, projector, .. } = &mut **buffers;
-        let (n_rows, n_experts, n_chosen) = (batch.n_rows(), router.rows(), routing.n_chosen());
-        router_logits.resize(n_rows * n_experts, 0.0);
-        projector.project(crew, normed, &[router], Store::Set, router_logits);
-        experts.resize(n_rows * n_chosen, 0);
-        expert_weights.resize(n_rows * n_chosen, 0.0);
-        let chosen = experts.chunks_exact_mut(n_chosen).zip(expert_weights.chunks_exact_mut(n_chosen));
-        for (logits, (experts, weights)) in router_logits.chunks_exact(n_experts).zip(chosen) {
-            moe::route(*routing, logits, experts, weights);
-        }
+        let Buffers { normed, experts, projector, .. } = &mut **buffers;
+        experts.route(crew, projector, router, *routing, normed);
     }
 
-    /// Rows are grouped by expert, so that each expert's weights are read once.
     pub fn experts(&mut self, layer: usize) {
-        let CpuPass { crew, backend, batch, buffers, .. } = self;
-        let spec::Mlp::Experts { routing, experts: networks, .. } = &backend.spec.layers[layer].mlp else { return };
+        let CpuPass { crew, backend, buffers, .. } = self;
+        let hidden_size = backend.spec.hidden_size;
+        let spec::Mlp::Experts { experts: networks, .. } = &backend.spec.layers[layer].mlp else { return };
         let weights = &backend.weights.layers[layer];
         let MlpWeights::Experts { experts: network_weights, .. } = &weights.mlp else { return };
-        let hidden_size = backend.spec.hidden_size;
-        let n_chosen = routing.n_chosen();
-        let Buffers {
-            x,
-            normed,
-            gate_up,
-            activated,
-            branch,
-            experts,
-            expert_weights,
-            gathered,
-            expert_output,
-            projector,
-            ..
-        } = &mut **buffers;
-        branch.clear();
-        branch.resize(batch.n_rows() * hidden_size, 0.0);
-        for (expert, (network, network_weights)) in networks.iter().zip(network_weights).enumerate() {
-            let chosen = || experts.iter().enumerate().filter(move |&(_, &chosen)| chosen as usize == expert);
-            gathered.clear();
-            for (index, _) in chosen() {
-                let row = index / n_chosen;
-                gathered.extend_from_slice(&normed[row * hidden_size..(row + 1) * hidden_size]);
-            }
-            let n_rows = gathered.len() / hidden_size;
-            if n_rows == 0 {
-                continue;
-            }
-            projector.feed_forward_input(crew, network, network_weights, gathered, gate_up, activated);
-            expert_output.resize(n_rows * hidden_size, 0.0);
-            projector.project(crew, activated, &[&network_weights.down], Store::Set, expert_output);
-            for ((index, _), output) in chosen().zip(expert_output.chunks_exact(hidden_size)) {
-                let row = index / n_chosen;
-                let sum = &mut branch[row * hidden_size..(row + 1) * hidden_size];
-                let weight = expert_weights[index];
-                sum.iter_mut().zip(output).for_each(|(sum, output)| *sum += weight * output);
-            }
+        let Some(network) = networks.first() else { return };
+        let Buffers { x, normed, gate_up, activated, branch, experts, projector, .. } = &mut **buffers;
+        experts.run(crew, projector, network, network_weights, normed, Hidden { gate_up, activated });
+        let post_norm = weights.post_mlp_norm.as_ref();
+        if post_norm.is_none() {
+            experts.add_outputs(crew, hidden_size, x);
+        } else {
+            branch.clear();
+            branch.resize(x.len(), 0.0);
+            experts.add_outputs(crew, hidden_size, branch);
+            add_normed(crew, post_norm, hidden_size, branch, x);
         }
-        add_normed(crew, weights.post_mlp_norm.as_ref(), hidden_size, branch, x);
         self.mlp_output_norm(layer);
     }
 
@@ -383,12 +343,10 @@ impl CpuPass<'_> {
         if n_rows == 0 {
             return;
         }
-        let Buffers { x, normed, branch, gathered, projector, .. } = &mut **buffers;
-        gathered.clear();
-        for &row in &batch.logit_rows {
-            gathered.extend_from_slice(&x[row * hidden_size..(row + 1) * hidden_size]);
-        }
-        normalize(crew, weights.final_norm.as_ref(), hidden_size, gathered, normed);
+        let Buffers { x, normed, branch, projector, .. } = &mut **buffers;
+        normed.resize(n_rows * hidden_size, 0.0);
+        let row_of_x = |i: usize| &x[batch.logit_rows[i] * hidden_size..][..hidden_size];
+        normalize_rows(crew, weights.final_norm.as_ref(), hidden_size, row_of_x, normed);
         let input = match &weights.project_out {
             None => normed,
             Some(project_out) => {
@@ -402,7 +360,8 @@ impl CpuPass<'_> {
         let new = &mut logits[start..];
         projector.project(crew, input, &[&weights.head], Store::Set, new);
         if let Some(cap) = spec.logit_softcap {
-            crew.rows(new, spec.vocab_size, |_, logits| activation::softcap(logits, cap));
+            let isa = crew.isa();
+            crew.rows(new, spec.vocab_size, |_, logits| activation::softcap(isa, logits, cap));
         }
     }
 }

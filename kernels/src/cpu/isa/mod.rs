@@ -8,6 +8,7 @@ pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 mod dense;
+pub(super) mod elementwise;
 mod integer;
 mod portable;
 

@@ -1,10 +1,10 @@
 //! Linear maps over the rows of a batch: groups that share an input, whole or factored, and what is fused to them.
 
 use infer_kernels::Crew;
-use infer_kernels::cpu::activation;
 use infer_kernels::cpu::matmul::{Arithmetic, Projection, Store, matmul};
+use infer_kernels::cpu::{activation, vector};
 
-use super::normalize::{add, add_normed};
+use super::normalize::add_normed;
 use crate::model::linear::{Linear, Matrix, Weight};
 use crate::model::spec;
 use crate::model::weights::{FeedForward, Norm};
@@ -51,13 +51,14 @@ impl Projector {
                     product(&self.inner, &[whole(outer, bias)], Store::Set, &mut self.member);
                 }
             }
-            for (out, member) in out.chunks_exact_mut(width).zip(self.member.chunks_exact(rows)) {
-                let out = &mut out[column..column + rows];
+            let (member, isa) = (&self.member, crew.isa());
+            crew.rows(out, width, |row, out| {
+                let (out, member) = (&mut out[column..column + rows], &member[row * rows..(row + 1) * rows]);
                 match store {
                     Store::Set => out.copy_from_slice(member),
-                    Store::Add => add(out, member),
+                    Store::Add => vector::add(isa, out, member),
                 }
-            }
+            });
             column += rows;
         }
     }
@@ -81,30 +82,33 @@ impl Projector {
         add_normed(crew, post_norm, linear.rows(), branch, x);
     }
 
-    /// activated = act(gate) * up, or act(up) for a network without a gate.
+    /// activated = act(gate) * up, or act(up) for networks without a gate, of each row of x and each of the networks,
+    /// [n_rows, n_networks, intermediate]. The networks differ in their weights alone.
     pub fn feed_forward_input(
         &mut self,
         crew: &Crew<'_>,
         network: &spec::FeedForward,
-        weights: &FeedForward,
+        weights: &[&FeedForward],
         x: &[f32],
         gate_up: &mut Vec<f32>,
         activated: &mut Vec<f32>,
     ) {
-        let group: Vec<&Linear> = weights.input.iter().collect();
-        let n_rows = group.first().map_or(0, |linear| x.len() / linear.cols());
-        let width = weights.down.cols();
+        let group: Vec<&Linear> = weights.iter().flat_map(|weights| &weights.input).collect();
+        let (Some(first), Some(width)) = (group.first(), weights.first().map(|weights| weights.down.cols())) else {
+            return;
+        };
+        let (isa, n_rows) = (crew.isa(), x.len() / first.cols() * weights.len());
         activated.resize(n_rows * width, 0.0);
         if network.gate.is_none() {
             self.project(crew, x, &group, Store::Set, activated);
-            crew.rows(activated, width, |_, row| activation::activate(network.activation, row));
+            crew.rows(activated, width, |_, row| activation::activate(isa, network.activation, row));
             return;
         }
         gate_up.resize(n_rows * 2 * width, 0.0);
         self.project(crew, x, &group, Store::Set, gate_up);
         crew.rows(activated, width, |row, out| {
             let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
-            activation::activate_gated(network.activation, gate, up, out);
+            activation::activate_gated(isa, network.activation, gate, up, out);
         });
     }
 }

@@ -9,6 +9,7 @@ use std::hint::black_box;
 
 use half::{bf16, f16};
 
+use super::elementwise::Loop;
 use crate::cpu::matrix::Element;
 use crate::cpu::probe;
 use crate::quant::inputs::{InputTile, Kind};
@@ -135,6 +136,16 @@ pub(super) fn multiply(_: Avx2, operation: probe::Operation, rounds: usize) -> u
         probe::Operation::Bf16 => 0,
     };
     2 * lanes * (SUMS * rounds) as u64
+}
+
+/// See [`Loop`].
+pub(super) fn compute<L: Loop>(_: Avx2, work: L) -> L::Output {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner<L: Loop>(work: L) -> L::Output {
+        work.run()
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(work) }
 }
 
 pub(super) fn quantize(_: Avx2, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {

@@ -11,6 +11,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use super::avx2::{Avx2, prefetch_step};
+use super::elementwise::Loop;
 use crate::cpu::probe;
 use crate::quant::Lanes;
 use crate::quant::inputs::{InputTile, Kind};
@@ -76,6 +77,16 @@ fn store_lanes(lanes: &mut Lanes, values: __m512) {
 fn load_heads(heads: &[u8; 16]) -> __m128i {
     // SAFETY: sixteen bytes are readable.
     unsafe { _mm_loadu_si128(heads.as_ptr().cast()) }
+}
+
+/// See [`Loop`].
+pub(super) fn compute<L: Loop>(_: Avx512, work: L) -> L::Output {
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn inner<L: Loop>(work: L) -> L::Output {
+        work.run()
+    }
+    // SAFETY: the token proves the features.
+    unsafe { inner(work) }
 }
 
 pub(super) fn quantize(_: Avx512, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
