@@ -1,8 +1,9 @@
 //! The quantized formats: their layout, their error, and weights that no model should have.
 
-use half::f16;
-use infer_kernels::MatrixRef;
-use infer_kernels::quant::{int4, int8};
+use half::{bf16, f16};
+use infer_kernels::cpu::matrix::ElementType;
+use infer_kernels::quant::{int4, int8, stored};
+use infer_kernels::{Isa, MatrixRef};
 
 /// Normally distributed numbers (Box and Muller) from SplitMix64.
 fn normal(n: usize, seed: u64) -> Vec<f32> {
@@ -180,6 +181,70 @@ fn panels_are_independent_and_results_repeat() {
         let (whole, first, rest) = (pack(0..37), pack(0..16), pack(16..37));
         assert!(whole.0 == [first.0, rest.0].concat(), "int8, rows of {cols}");
         assert!(whole.1 == [first.1, rest.1].concat(), "int4, rows of {cols}");
+    }
+}
+
+/// Weights of many kinds: normal ones as they are and in few bits, small integers that are often exactly between two
+/// levels, any bits at all, denormal ones, extremes in turn, and outliers among zeros.
+fn weights_of(kind: usize, n: usize) -> Vec<f32> {
+    let normal = normal(n, kind as u64 + 100);
+    let value = |(i, z): (usize, f32)| match kind {
+        0 => z,
+        1 => bf16::from_f32(z).to_f32(),
+        2 => (4.0 * z).round(),
+        3 => f32::from_bits(z.to_bits().wrapping_mul(0x9e37_79b9)),
+        4 => f32::from_bits(z.to_bits() >> 10),
+        5 => [1.0, -1.0][i % 2],
+        _ => [0.0, 1e4 * z][usize::from(i % 61 == 7)],
+    };
+    normal.into_iter().enumerate().map(value).collect()
+}
+
+#[test]
+fn every_tier_packs_the_same_bytes() {
+    for kind in 0..7 {
+        for (rows, cols) in [(16, 256), (33, 100), (1, 1), (7, 15), (17, 65), (3, 1000)] {
+            let source = weights_of(kind, rows * cols);
+            let (n4, n8) = (int4::packed_bytes(rows, cols).unwrap(), int8::packed_bytes(rows, cols).unwrap());
+            let mut expected = (vec![0xee; n4], vec![0xee; n8]);
+            int4::quantize_rows(&source, cols, &mut expected.0);
+            int8::quantize_rows(&source, cols, &mut expected.1);
+            for isa in Isa::available() {
+                let mut found = (vec![0x11; n4], vec![0x11; n8]);
+                isa.quantize_int4(&source, cols, &mut found.0);
+                isa.quantize_int8(&source, cols, &mut found.1);
+                let what = format!("{}, weights {kind}, {rows} x {cols}", isa.name());
+                assert!(found.0 == expected.0, "int4, {what}");
+                assert!(found.1 == expected.1, "int8, {what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_tier_reads_stored_weights_exactly() {
+    let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let finite: Vec<u8> = (0..0x7c00u16).flat_map(u16::to_le_bytes).collect();
+    for element in [ElementType::F32, ElementType::F16, ElementType::Bf16] {
+        let value = |bytes: &[u8]| match element {
+            ElementType::F32 => f32::from_le_bytes(bytes.try_into().unwrap()),
+            ElementType::F16 => f16::from_le_bytes(bytes.try_into().unwrap()).to_f32(),
+            ElementType::Bf16 => bf16::from_le_bytes(bytes.try_into().unwrap()).to_f32(),
+        };
+        let size = if element == ElementType::F32 { 4 } else { 2 };
+        // From the second value on, so that vectors of bytes are not aligned.
+        for (bytes, expected_finite) in [(&all[size..], false), (&finite[size..], true), (&[], true)] {
+            let expected: Vec<f32> = bytes.chunks_exact(size).map(value).collect();
+            let same = |a: &f32, b: &f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+            let mut found = vec![1.0; expected.len()];
+            assert_eq!(stored::to_f32(element, bytes, &mut found), expected_finite, "{element:?}");
+            assert!(found.iter().zip(&expected).all(|(a, b)| same(a, b)), "{element:?}");
+            for isa in Isa::available() {
+                found.fill(1.0);
+                assert_eq!(isa.to_f32(element, bytes, &mut found), expected_finite, "{}, {element:?}", isa.name());
+                assert!(found.iter().zip(&expected).all(|(a, b)| same(a, b)), "{}, {element:?}", isa.name());
+            }
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! head:   | group_scale: 6 bits (two's complement) << 2 | shift: 2 bits |    one byte
 //! ```
 
-use super::int4_search::{Group, search_row};
+use super::int4_search::{Group, TrialSums, search_row, trial_sums};
 use super::{Lanes, PANEL_ROWS, QUAD, STEP, panels};
 use crate::cpu::matrix::check_length;
 use crate::error::KernelError;
@@ -72,25 +72,34 @@ pub fn packed_bytes(rows: usize, cols: usize) -> Option<usize> {
 }
 
 /// Packs whole rows of `cols` weights into `packed`, which has [`packed_bytes`] for them. A run of rows that is
-/// packed by itself starts at a multiple of [`PANEL_ROWS`].
+/// packed by itself starts at a multiple of [`PANEL_ROWS`]. Inlined, so that each tier gets vector code of its own: callers
+/// that have an [`Isa`](crate::Isa) want [`Isa::quantize_int4`](crate::Isa::quantize_int4).
+#[inline(always)]
 pub fn quantize_rows(source: &[f32], cols: usize, packed: &mut [u8]) {
+    quantize_rows_with(source, cols, packed, trial_sums);
+}
+
+#[inline(always)]
+pub(crate) fn quantize_rows_with(source: &[f32], cols: usize, packed: &mut [u8], trial_sums: impl TrialSums) {
     let rows = source.len() / cols.max(1);
     assert_eq!(Some(packed.len()), packed_bytes(rows, cols), "bytes of {rows} packed rows of {cols}");
     let panel_bytes = packed.len() / rows.div_ceil(PANEL_ROWS).max(1);
     let mut groups = vec![Group::default(); cols.div_ceil(GROUP)];
+    let mut scales = vec![0.0; groups.len()];
     for (rows, packed) in panels(source, cols).zip(packed.chunks_exact_mut(panel_bytes.max(1))) {
         packed.fill(0);
         let (header, steps) = packed.split_at_mut(HEADER_BYTES);
         let (steps, _) = steps.as_chunks_mut::<STEP_BYTES>();
         for (r, row) in rows.chunks_exact(cols).enumerate() {
-            let row_scale = search_row(row, &mut groups);
+            let row_scale = search_row(row, &trial_sums, &mut scales, &mut groups);
             header[4 * r..][..4].copy_from_slice(&row_scale.to_le_bytes());
             for (groups, step) in groups.chunks(STEP / GROUP).zip(steps.iter_mut()) {
                 for (g, group) in groups.iter().enumerate() {
                     step[CODE_BYTES + PANEL_ROWS * g + r] = group.head;
-                    let pairs = &mut step.as_chunks_mut::<64>().0[2 * g..];
-                    for (k, code) in group.codes.iter().enumerate() {
-                        pairs[k / (2 * QUAD)][QUAD * r + k % QUAD] |= code << (k / QUAD % 2 * 4);
+                    let pairs = step.as_chunks_mut::<64>().0[2 * g..].iter_mut();
+                    for (pair, [low, high]) in pairs.zip(group.codes.as_chunks::<QUAD>().0.as_chunks::<2>().0) {
+                        let codes = std::array::from_fn::<u8, QUAD, _>(|i| low[i] | high[i] << 4);
+                        pair[QUAD * r..][..QUAD].copy_from_slice(&codes);
                     }
                 }
             }

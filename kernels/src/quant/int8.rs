@@ -15,7 +15,7 @@
 use half::f16;
 
 use super::{Lanes, PANEL_ROWS, QUAD, STEP, panels, sanitize};
-use crate::cpu::matrix::check_length;
+use crate::cpu::matrix::{Element, check_length};
 use crate::error::KernelError;
 
 /// Inputs that share a scale.
@@ -58,25 +58,33 @@ pub fn packed_bytes(rows: usize, cols: usize) -> Option<usize> {
 }
 
 /// Packs whole rows of `cols` weights into `packed`, which has [`packed_bytes`] for them. A run of rows that is
-/// packed by itself starts at a multiple of [`PANEL_ROWS`].
+/// packed by itself starts at a multiple of [`PANEL_ROWS`]. Inlined, so that each tier gets vector code of its own: callers
+/// that have an [`Isa`](crate::Isa) want [`Isa::quantize_int8`](crate::Isa::quantize_int8).
+#[inline(always)]
 pub fn quantize_rows(source: &[f32], cols: usize, packed: &mut [u8]) {
     let rows = source.len() / cols.max(1);
     assert_eq!(Some(packed.len()), packed_bytes(rows, cols), "bytes of {rows} packed rows of {cols}");
     let (steps, _) = packed.as_chunks_mut::<STEP_BYTES>();
     for (rows, steps) in panels(source, cols).zip(steps.chunks_exact_mut(cols.div_ceil(STEP))) {
-        for step in steps.iter_mut() {
-            step[..CODE_BYTES].fill(BIAS as u8);
-            step[CODE_BYTES..].fill(0);
-        }
-        for (r, row) in rows.chunks_exact(cols).enumerate() {
-            for (weights, step) in row.chunks(STEP).zip(steps.iter_mut()) {
-                for (g, weights) in weights.chunks(GROUP).enumerate() {
+        for (step, start) in steps.iter_mut().zip((0..).step_by(STEP)) {
+            let (quads, scales) = step.split_at_mut(CODE_BYTES);
+            let (quads, scales) = (quads.as_chunks_mut::<QUAD>().0, scales.as_chunks_mut::<2>().0);
+            if rows.len() < PANEL_ROWS * cols {
+                quads.fill([BIAS as u8; QUAD]);
+                scales.fill([0; 2]);
+            }
+            for (r, row) in rows.chunks_exact(cols).enumerate() {
+                let row = &row[start..];
+                let mut padded = [0.0; STEP];
+                let weights = row.first_chunk().unwrap_or_else(|| {
+                    padded[..row.len()].copy_from_slice(row);
+                    &padded
+                });
+                for (g, weights) in weights.as_chunks().0.iter().enumerate() {
                     let (scale, codes) = quantize_group(weights);
-                    let (quads, scales) = step.split_at_mut(CODE_BYTES);
-                    scales[2 * (PANEL_ROWS * g + r)..][..2].copy_from_slice(&scale.to_le_bytes());
-                    let quads = quads.as_chunks_mut::<64>().0.as_chunks_mut::<{ GROUP / QUAD }>().0;
-                    for (quad, codes) in quads[g].iter_mut().zip(codes.as_chunks::<QUAD>().0) {
-                        quad[QUAD * r..][..QUAD].copy_from_slice(codes);
+                    scales[PANEL_ROWS * g + r] = scale.to_le_bytes();
+                    for (q, codes) in codes.as_chunks().0.iter().enumerate() {
+                        quads[PANEL_ROWS * (GROUP / QUAD * g + q) + r] = *codes;
                     }
                 }
             }
@@ -84,17 +92,43 @@ pub fn quantize_rows(source: &[f32], cols: usize, packed: &mut [u8]) {
     }
 }
 
-/// The scale of a group and its codes as they are stored.
-fn quantize_group(weights: &[f32]) -> (f16, [u8; GROUP]) {
-    let largest = weights.iter().fold(0.0f32, |a, w| a.max(sanitize(*w).abs()));
-    let least = if largest > 0.0 { f16::from_bits(1) } else { f16::ZERO };
-    let scale = f16::from_f32(largest / 127.0).clamp(least, f16::MAX);
-    let inverse = if largest > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
-    let mut codes = [BIAS as u8; GROUP];
-    for (code, weight) in codes.iter_mut().zip(weights) {
-        *code = ((sanitize(*weight) * inverse).round_ties_even().clamp(-127.0, 127.0) as i32 + BIAS) as u8;
+/// The scale of a group, an f16, and its codes as they are stored.
+#[inline(always)]
+fn quantize_group(weights: &[f32; GROUP]) -> (u16, [u8; GROUP]) {
+    /// 1.5 * 2^23: adding it to a small number leaves the number, rounded to even, in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let (mut finite, mut codes) = ([0.0; GROUP], [0; GROUP]);
+    let mut largest = 0;
+    for (finite, weight) in finite.iter_mut().zip(weights) {
+        *finite = sanitize(*weight);
+        // As bits, magnitudes are ordered like integers.
+        largest = largest.max(finite.abs().to_bits() as i32);
+    }
+    let largest = f32::from_bits(largest as u32);
+    let scale = narrow(largest / 127.0).max(u16::from(largest > 0.0));
+    let inverse = if largest > 0.0 { 1.0 / f16::from_bits(scale).widen() } else { 0.0 };
+    for (code, weight) in codes.iter_mut().zip(finite) {
+        let value = weight * inverse;
+        let value = if value > -127.0 { value } else { -127.0 };
+        let value = if value < 127.0 { value } else { 127.0 };
+        *code = ((value + ROUND).to_bits() as u8).wrapping_add(BIAS as u8);
     }
     (scale, codes)
+}
+
+/// The bits of the f16 next to a number that is not negative, ties to even, at most the largest finite one.
+#[inline(always)]
+fn narrow(value: f32) -> u16 {
+    /// Half, whose last place in f32 is 2^-24 and so that of an f16 below 2^-14.
+    const HALF: f32 = 0.5;
+    /// The difference of the exponents' biases.
+    const BIASES: u32 = (127 - 15) << 23;
+    let value = if value < 65504.0 { value } else { 65504.0 };
+    let bits = value.to_bits();
+    let small = (value + HALF).to_bits().wrapping_sub(HALF.to_bits());
+    // Half of what is cut off, less one if the last bit that stays is even: what is exactly between goes to even.
+    let large = bits.wrapping_sub(BIASES).wrapping_add(0xfff + (bits >> 13 & 1)) >> 13;
+    (if bits < (127 - 14) << 23 { small } else { large }) as u16
 }
 
 /// A borrowed packed matrix.
@@ -152,6 +186,26 @@ pub(crate) fn unpack(steps: &[Step], out: &mut [Lanes]) {
             for (i, out) in out.iter_mut().enumerate() {
                 out.iter_mut().enumerate().for_each(|(row, out)| *out = scales[row] * code(quad, row, i) as f32);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_rounded_to_the_nearest_half() {
+        // Every half, the number between it and the next, and those beside that.
+        for bits in 0..0x7bff {
+            let (low, high) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
+            let between = low + (high - low) / 2.0;
+            for value in [low, between.next_down(), between, between.next_up(), high] {
+                assert_eq!(narrow(value), f16::from_f32(value).to_bits(), "{value:e}");
+            }
+        }
+        for value in [65504.0, 65519.0, 65520.0, 1e30, f32::INFINITY] {
+            assert_eq!(narrow(value), f16::MAX.to_bits(), "{value}");
         }
     }
 }

@@ -11,9 +11,10 @@
 
 pub mod inputs;
 pub mod int4;
-mod int4_search;
+pub(crate) mod int4_search;
 pub mod int8;
 pub(crate) mod product;
+pub mod stored;
 
 use std::ops::{Deref, DerefMut};
 
@@ -56,11 +57,13 @@ impl DerefMut for Lanes {
 
 /// A weight that the search can work with: what is not finite counts as 0, and magnitudes above 1e30 are cut,
 /// so that sums of squares stay finite in double precision and results are defined for any bytes of a file.
+#[inline(always)]
 fn sanitize(weight: f32) -> f32 {
     if weight.is_finite() { weight.clamp(-1e30, 1e30) } else { 0.0 }
 }
 
 /// The rows of each panel of `source`, which has whole rows of `cols` weights.
+#[inline(always)]
 fn panels(source: &[f32], cols: usize) -> impl Iterator<Item = &[f32]> {
     assert!(cols > 0 && source.len().is_multiple_of(cols), "{} weights in rows of {cols}", source.len());
     source.chunks(PANEL_ROWS * cols)

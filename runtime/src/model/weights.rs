@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use infer_kernels::KernelError;
+use infer_kernels::quant::stored::to_f32;
 
 use crate::error::{Error, Result};
 use crate::load::{Bytes, Checkpoint, TensorView};
@@ -14,7 +15,7 @@ use crate::model::spec::{self, NormKind, Spec};
 use crate::options::WeightFormat;
 use crate::quantize::QuantPlan;
 use crate::quantize::plan::packed_bytes;
-use crate::quantize::source::{SourceMatrix, check_finite, element_size, element_type, part_bytes, to_f32};
+use crate::quantize::source::{SourceMatrix, check_finite, element_size, element_type, part_bytes};
 
 /// All weights of a model.
 pub(crate) struct Weights {
@@ -180,8 +181,9 @@ impl Loader<'_> {
             let tensor = self.tensor(name)?;
             // A vector is a matrix of one column; its parts are cut in the same way.
             let bytes = part_bytes(&tensor, vector.part, len, 1)?;
-            to_f32(element_type(&tensor)?, &bytes, values);
-            check_finite(&tensor, name, values)?;
+            if !to_f32(element_type(&tensor)?, &bytes, values) {
+                check_finite(&tensor, name, values)?;
+            }
             (self.progress)(bytes.len() as u64);
         }
         Ok(values)

@@ -3,10 +3,9 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
-use infer_kernels::KernelError;
 use infer_kernels::cpu::matrix::ElementType;
-use infer_kernels::quant::{PANEL_ROWS, int4, int8};
+use infer_kernels::quant::PANEL_ROWS;
+use infer_kernels::{Isa, KernelError};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -27,6 +26,7 @@ pub(crate) struct SourceMatrix<'a> {
     format: WeightFormat,
     tensor: TensorView,
     element: ElementType,
+    isa: Isa,
     /// [rows, cols], row after row.
     bytes: Bytes,
 }
@@ -49,7 +49,7 @@ impl<'a> SourceMatrix<'a> {
         })?;
         let element = element_type(&tensor)?;
         let bytes = part_bytes(&tensor, matrix.part, matrix.rows, matrix.cols)?;
-        Ok(SourceMatrix { matrix, format, tensor, element, bytes })
+        Ok(SourceMatrix { matrix, format, tensor, element, isa: Isa::from_env()?, bytes })
     }
 
     /// The bands, first to last; together they are the whole packed matrix.
@@ -86,10 +86,7 @@ impl<'a> SourceMatrix<'a> {
         let cols = self.matrix.cols;
         let too_large = KernelError::TooLarge { rows: ROWS_PER_TASK, cols };
         let task_bytes = packed_bytes(self.format, ROWS_PER_TASK, cols).ok_or(too_large)?;
-        let quantize_rows = match self.format {
-            WeightFormat::Int4 => int4::quantize_rows,
-            WeightFormat::Int8 | WeightFormat::AsStored => int8::quantize_rows,
-        };
+        let isa = self.isa;
         let source = self.bytes.get(self.band_bytes(band)).unwrap_or_default();
         let quantized = packed
             .par_chunks_mut(task_bytes)
@@ -98,9 +95,13 @@ impl<'a> SourceMatrix<'a> {
                 || vec![0.0; cols * ROWS_PER_TASK],
                 |values, (packed, source)| {
                     let values = &mut values[..source.len() / element_size(self.element)];
-                    to_f32(self.element, source, values);
-                    check_finite(&self.tensor, &self.matrix.tensor, values)?;
-                    quantize_rows(values, cols, packed);
+                    if !isa.to_f32(self.element, source, values) {
+                        check_finite(&self.tensor, &self.matrix.tensor, values)?;
+                    }
+                    match self.format {
+                        WeightFormat::Int4 => isa.quantize_int4(values, cols, packed),
+                        WeightFormat::Int8 | WeightFormat::AsStored => isa.quantize_int8(values, cols, packed),
+                    }
                     Ok(())
                 },
             );
@@ -182,20 +183,5 @@ pub(crate) fn part_bytes(tensor: &TensorView, part: Part, rows: usize, cols: usi
             }
             Ok(())
         }),
-    }
-}
-
-/// Little-endian values of any alignment as f32.
-pub(crate) fn to_f32(element: ElementType, bytes: &[u8], out: &mut [f32]) {
-    fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-        let (chunks, _) = bytes.as_chunks::<N>();
-        for (out, chunk) in out.iter_mut().zip(chunks) {
-            *out = value(*chunk);
-        }
-    }
-    match element {
-        ElementType::F32 => convert(bytes, out, f32::from_le_bytes),
-        ElementType::F16 => convert(bytes, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
-        ElementType::Bf16 => convert(bytes, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
     }
 }

@@ -11,6 +11,7 @@ mod dense;
 pub(super) mod elementwise;
 mod integer;
 mod portable;
+mod quantize;
 
 use super::matrix::Element;
 use super::{Isa, Tier, probe};

@@ -2,6 +2,7 @@
 
 pub(super) mod dense;
 pub(super) mod integer;
+pub(super) mod quantize;
 pub(super) mod unpack;
 
 use std::arch::x86_64::*;

@@ -6,6 +6,7 @@
 
 pub(super) mod int4;
 pub(super) mod int8;
+pub(super) mod quantize;
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
