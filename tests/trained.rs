@@ -3,28 +3,13 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use infer_runtime::{
-    AddSpecial, ChatInput, Compute, GenerateOptions, KvType, LoadOptions, Model, SamplingOptions, StopReason,
-    WeightFormat,
-};
+use infer_runtime::{AddSpecial, ChatInput, GenerateOptions, LoadOptions, Model, SamplingOptions, StopReason};
 use serde_json::Value;
-use support::{Expected, TOLERANCE, answer, demo, difference, difference_of_rows, exact, greedy, root};
-
-/// The models that are here, with the name of their expectations.
-fn models() -> Vec<(&'static str, PathBuf)> {
-    let mut models = vec![("fairy-llama", demo())];
-    for name in ["fairy-mixtral", "fairy-phi", "stories260k"] {
-        let folder = root().join("../shared/models").join(name);
-        if folder.exists() {
-            models.push((name, folder));
-        } else {
-            println!("skipped: {} is not here", folder.display());
-        }
-    }
-    models
-}
+use support::{
+    Expected, TOLERANCE, answer, difference, difference_of_rows, exact, greedy, log_probabilities, root, trained_models,
+};
 
 fn load(folder: &Path, options: LoadOptions) -> Model {
     Model::load(folder, options).unwrap_or_else(|error| panic!("{error}"))
@@ -46,7 +31,7 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 fn logits_are_the_references() {
-    for (name, folder) in models() {
+    for (name, folder) in trained_models() {
         let expected = Expected::read(&root().join(format!("tests/golden/trained/{name}.safetensors")));
         let tokens = expected.ids("tokens").expect("tokens");
         let rows = expected.ids("rows").expect("rows").into_iter().map(|row| row as usize);
@@ -58,7 +43,7 @@ fn logits_are_the_references() {
 
 #[test]
 fn prompts_answers_and_texts_are_the_references() {
-    for (name, folder) in models() {
+    for (name, folder) in trained_models() {
         let model = load(&folder, exact());
         let tokenizer = model.tokenizer().expect("a tokenizer");
         let all = expected_json(name);
@@ -111,15 +96,9 @@ fn negative_log_likelihoods(model: &Model, tokens: &[u32]) -> Vec<f64> {
     scored.map(|(row, &token)| -log_probabilities(logits.row(row))[token as usize]).collect()
 }
 
-fn log_probabilities(logits: &[f32]) -> Vec<f64> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    logits.iter().map(|&logit| f64::from(logit - max) - sum.ln()).collect()
-}
-
 #[test]
 fn perplexities_are_the_references_to_four_digits() {
-    for (name, folder) in models() {
+    for (name, folder) in trained_models() {
         let expected = &expected_json(name)["likelihood"];
         let Some(file) = expected["file"].as_str() else { continue };
         let path = root().join("../shared").join(file);
@@ -169,73 +148,5 @@ fn stories_of_the_shared_expectations_are_equal() {
         assert!(difference <= TOLERANCE, "prompt {index}: logits are {difference} apart");
         let expected = ids(&case["greedy_ids"]);
         assert_eq!(answer(&mut session, greedy(expected.len())).ids, expected, "prompt {index}");
-    }
-}
-
-const TEXT: &str = "There was once a king who had a beautiful daughter, and she was so proud that no suitor was good \
-    enough for her. One day the king gave a great feast, and invited all the young men of the kingdom. They stood \
-    in a row: first came the kings, then the princes, and then the knights. But the princess had something to say \
-    about each of them, and sent them all away. Then the old king was very angry, and swore that she should marry \
-    the first beggar who came to the door.";
-
-fn text_tokens(model: &Model) -> Vec<u32> {
-    model.tokenizer().and_then(|tokenizer| tokenizer.encode(TEXT, AddSpecial::Yes)).expect("ids")
-}
-
-/// The logits of each token, run in pieces of `size`.
-fn logits_in_pieces(model: &Model, tokens: &[u32], size: usize) -> Vec<Vec<f64>> {
-    let mut session = model.session();
-    let mut rows = Vec::new();
-    for piece in tokens.chunks(size) {
-        let logits = session.forward(piece).expect("a forward pass");
-        rows.extend((0..piece.len()).map(|row| log_probabilities(logits.row(row))));
-    }
-    rows
-}
-
-/// The mean Kullback-Leibler divergence of predictions `q` from `p`.
-fn mean_divergence(p: &[Vec<f64>], q: &[Vec<f64>]) -> f64 {
-    let of_row = |(p, q): (&Vec<f64>, &Vec<f64>)| p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
-    p.iter().zip(q).map(of_row).sum::<f64>() / p.len() as f64
-}
-
-#[test]
-fn quantized_weights_change_the_demo_models_predictions_little() {
-    let exact_model = load(&demo(), exact());
-    let tokens = text_tokens(&exact_model);
-    let reference = logits_in_pieces(&exact_model, &tokens, tokens.len());
-    for (weights, most) in [(WeightFormat::Int8, 0.0005), (WeightFormat::Int4, 0.03)] {
-        let model = load(&demo(), LoadOptions { weights, ..exact() });
-        let mean = mean_divergence(&reference, &logits_in_pieces(&model, &tokens, tokens.len()));
-        println!("{weights:?}: mean KL divergence {mean:.5}");
-        assert!(mean < most, "{weights:?}: mean KL divergence {mean}, expected below {most}");
-        assert!(mean > 0.0, "{weights:?}: not quantized at all");
-    }
-}
-
-#[test]
-fn integer_arithmetic_adds_little_to_what_quantized_weights_change() {
-    for (name, folder) in models() {
-        let model = load(&folder, exact());
-        let tokens = text_tokens(&model);
-        let reference = logits_in_pieces(&model, &tokens, tokens.len());
-        // The divergence that quantized activations may add, as a share of what the weights do. Over long texts int8's is
-        // below 1.5; a hundred tokens scatter, most of all where a router may tip over to another expert.
-        for (weights, share) in [(WeightFormat::Int8, 3.5), (WeightFormat::Int4, 0.1)] {
-            let options = LoadOptions { weights, ..exact() };
-            let quantized = logits_in_pieces(&load(&folder, options.clone()), &tokens, tokens.len());
-            let of_weights = mean_divergence(&reference, &quantized);
-            let compute = Compute::Auto;
-            let model = load(&folder, LoadOptions { compute, kv: Some(KvType::F32), ..options });
-            // Decoding, and prefill, whose arithmetic is another.
-            for size in [1, tokens.len()] {
-                let added = mean_divergence(&quantized, &logits_in_pieces(&model, &tokens, size));
-                println!("{name}, {weights:?}, pieces of {size}: {added:.6} added to {of_weights:.6}");
-                assert!(
-                    added <= share * of_weights,
-                    "{name}, {weights:?}, pieces of {size}: KL divergence {added}, the weights' own is {of_weights}"
-                );
-            }
-        }
     }
 }

@@ -135,3 +135,31 @@ pub fn best(logits: &[f32]) -> u32 {
     );
     best.1
 }
+
+/// The trained models that are here, with the names of their expectations: the demo always, others where `../shared` has
+/// them.
+pub fn trained_models() -> Vec<(&'static str, PathBuf)> {
+    let mut models = vec![("fairy-llama", demo())];
+    for name in ["fairy-mixtral", "fairy-phi", "stories260k"] {
+        let folder = root().join("../shared/models").join(name);
+        if folder.exists() {
+            models.push((name, folder));
+        } else {
+            println!("skipped: {} is not here", folder.display());
+        }
+    }
+    models
+}
+
+/// The logarithms of the probabilities that logits stand for.
+pub fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    logits.iter().map(|&logit| f64::from(logit - max) - sum.ln()).collect()
+}
+
+/// The mean Kullback-Leibler divergence of the predictions `q` from `p`, which are logarithms of probabilities.
+pub fn mean_divergence(p: &[Vec<f64>], q: &[Vec<f64>]) -> f64 {
+    let of_row = |(p, q): (&Vec<f64>, &Vec<f64>)| p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+    p.iter().zip(q).map(of_row).sum::<f64>() / p.len() as f64
+}
