@@ -4,6 +4,7 @@ mod answer;
 mod bench;
 mod cache;
 mod logits;
+mod memory;
 mod quantize;
 mod readme;
 mod show;
