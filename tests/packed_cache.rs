@@ -130,6 +130,30 @@ fn files_that_are_not_as_they_would_be_written_now_are_made_anew() {
     }
 }
 
+/// A process that is killed leaves a lock that nobody has, and a part of the temporary file, of any length.
+#[test]
+fn whatever_a_killed_process_leaves_is_made_anew_and_removed() {
+    let model = golden("llama-defaults");
+    let options = LoadOptions { weights: WeightFormat::Int4, ..exact() };
+    let expected = bits(&Model::load(&model, options.clone()).expect("a model"));
+    let cache = tempfile::tempdir().expect("a folder");
+    load(&model, cache.path(), &options);
+    let path = packed_file(cache.path());
+    let good = fs::read(&path).expect("the packed file");
+    let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+    let temporary = cache.path().join(format!(".{name}.tmp"));
+    for part in 0..=20 {
+        fs::remove_file(&path).expect("the packed file");
+        let length = good.len() * part / 20;
+        fs::write(&temporary, &good[..length]).expect("an unfinished file");
+        let (found, notices) = load(&model, cache.path(), &options);
+        assert_eq!(kinds(&notices), "Q", "{length} bytes: {notices:?}");
+        assert!(found == expected, "{length} bytes: logits differ");
+        assert!(!temporary.exists(), "{length} bytes: the unfinished file is still there");
+        assert!(fs::read(&path).expect("the packed file") == good, "{length} bytes: another file");
+    }
+}
+
 #[test]
 fn a_changed_model_is_packed_again_under_the_same_name() {
     let model = tempfile::tempdir().expect("a folder");

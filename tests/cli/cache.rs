@@ -128,22 +128,41 @@ fn logits_from_the_cache_are_those_without_it() {
 
 #[test]
 fn processes_killed_at_any_point_leave_no_broken_cache_and_no_growing_garbage() {
+    const KILLS: u64 = 24;
     let place = Place::new(6);
     let (expected, _) = place.logits(&["--no-cache"]);
-    for kill in 0..16 {
+    place.logits(&[]);
+    let size = |name: &str| fs::metadata(place.path("cache/infer").join(name)).map_or(0, |metadata| metadata.len());
+    let [name] = &place.cached().into_iter().filter(|name| !name.starts_with('.')).collect::<Vec<_>>()[..] else {
+        panic!("expected one packed model, found {:?}", place.cached())
+    };
+    let whole = size(name);
+    assert!(place.run(&["cache", "rm", "--all"]).code == Some(0));
+    let mut unfinished = 0;
+    for kill in 0..KILLS {
         let mut child = place.logits_command(&[]).stderr(Stdio::null()).spawn().expect("the program starts");
-        // Steps that have nothing in common with anything that the program does.
-        thread::sleep(Duration::from_millis(3 + kill * 37));
+        // When so much has been written: by the work that is done, so that all of it is met on any machine. The first are
+        // killed before, the last behind it.
+        let point = whole * kill / (KILLS - 2);
+        while kill > 0 && size(&format!(".{name}.tmp")) < point.max(1) && size(name) == 0 {
+            if child.try_wait().expect("a status").is_some() {
+                break;
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        thread::sleep(Duration::from_millis(if kill < 2 { 2 + 5 * kill } else { 0 }));
         child.kill().expect("a signal");
         child.wait().expect("an end");
         let names = place.cached();
         assert!(names.len() <= 2, "kill {kill}: {names:?}");
-        if kill % 5 == 4 {
+        unfinished += usize::from(names.iter().any(|name| name.ends_with(".tmp")));
+        if size(name) > 0 || kill % 6 == 5 {
             let (found, _) = place.logits(&[]);
             assert!(found == expected, "kill {kill}: logits differ");
             assert!(place.run(&["cache", "rm", "--all"]).code == Some(0));
         }
     }
+    println!("{unfinished} of {KILLS} kills left an unfinished file");
     let (found, _) = place.logits(&[]);
     assert!(found == expected, "logits differ");
     let names = place.cached();
