@@ -48,21 +48,22 @@ pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
 /// Reads and checks all but the weights. Loading them draws a progress bar on a terminal.
 pub fn outline(args: &ModelArgs, mut options: LoadOptions) -> Result<Outline> {
     let quantizes = options.weights != WeightFormat::AsStored || !options.overrides.is_empty();
-    listen(&mut options, if quantizes { "quantizing" } else { "loading" }, args);
+    let what = if quantizes { "quantizing" } else { "loading" };
+    // A terminal has seen the bar; the model inside the program is quantized in no time.
+    listen(&mut options, what, args.verbose || (args.model.is_some() && !terminal::stderr_is_interactive()));
     Ok(match &args.model {
         Some(path) => Outline::open(path, options)?,
         None => Outline::from_bytes(demo::files(), options)?,
     })
 }
 
-/// Shows how loading goes on: a bar on a terminal, and a line for what a person has to know.
-pub fn listen(options: &mut LoadOptions, what: &'static str, args: &ModelArgs) {
+/// Shows how loading goes on: a bar on a terminal, and a line for what a person has to know. Whether that weights were
+/// quantized is such a thing, `tells_success` says.
+pub fn listen(options: &mut LoadOptions, what: &'static str, tells_success: bool) {
     // Cleared when the options are dropped, which is when the weights are loaded.
     let bar = terminal::progress_bar(what, &Unit::Bytes);
     let drawn = bar.clone();
     options.progress = Some(Arc::new(move |progress| terminal::advance(&drawn, progress)));
-    // A terminal has seen the bar; the model inside the program is quantized in no time.
-    let tells_success = args.verbose || (args.model.is_some() && !terminal::stderr_is_interactive());
     options.notices = Some(Arc::new(move |notice| {
         if tells_success || !matches!(notice, Notice::Quantized { .. }) {
             bar.suspend(|| terminal::note(&format!("infer: {}", terminal::escape_controls(&notice.to_string()))));

@@ -79,7 +79,7 @@ pub struct LoadOptions {
     pub memory: Option<u64>,
     /// A folder that keeps packed weights, so that a model is quantized once
     /// ([`PackedCache::default_folder`](crate::quantize::PackedCache::default_folder) is the user's). Default: none.
-    /// Models from memory are never kept.
+    /// Models from memory are never kept; random ones ([`Outline::of_shape`](crate::Outline::of_shape)) are.
     pub cache: Option<PathBuf>,
     /// Called now and then while weights are loaded, from one thread at a time.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,

@@ -45,3 +45,22 @@ fn tables_have_a_line_for_each_measurement() {
         assert_eq!(run.stdout.matches("decode").count(), 2, "{}", run.stdout);
     }
 }
+
+#[test]
+fn weights_of_a_shape_are_made_once() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let bench = |more: &[&str]| {
+        let args =
+            ["bench", "--shape", "tinyllama-1.1b/1", "--q8", "-p", "1", "-n", "0", "-r", "1", "-t", "1", "--json"];
+        let mut command = infer(&[&args[..], more].concat());
+        command.env("XDG_CACHE_HOME", cache.path());
+        let run = run_command(command, b"");
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        run.stderr
+    };
+    let said = bench(&["--no-cache"]);
+    assert!(said.contains("quantized") && !said.contains("kept"), "{said}");
+    let said = bench(&[]);
+    assert!(said.contains("kept in") && said.contains("tinyllama-1.1b_1-q8-"), "{said}");
+    assert_eq!(bench(&[]), "", "the second run makes them again");
+}

@@ -92,7 +92,8 @@ fn open(args: &BenchArgs, model_args: &ModelArgs, options: LoadOptions) -> Resul
     let (name, outline) = match &args.shape {
         Some(shape) => {
             let mut options = options;
-            load::listen(&mut options, "making weights", model_args);
+            // Who asked for a shape may not know that gigabytes are kept.
+            load::listen(&mut options, "making weights", true);
             (shape.name().to_owned(), Outline::of_shape(shape, options)?)
         }
         None => {

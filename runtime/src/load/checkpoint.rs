@@ -102,7 +102,7 @@ impl Checkpoint {
 
     /// Random weights in bf16, made when a tensor is asked for.
     fn of_shape(shape: &Shape) -> Checkpoint {
-        let path = PathBuf::from(format!("<random {}>", shape.name()));
+        let path = PathBuf::from(format!("<random>/{}/weights", shape.name().replace('/', "_")));
         let mut end = 0;
         let stored = |(name, shape): (String, Vec<usize>)| {
             let start = end;

@@ -155,7 +155,7 @@ impl PackedCache {
 
     fn open_or_build(&self, request: &Request<'_>) -> Result<Checkpoint> {
         let Request { spec, checkpoint, plan, .. } = request;
-        let model = fs::canonicalize(checkpoint.path()).map_err(|error| Error::io(checkpoint.path(), error))?;
+        let model = place(checkpoint, checkpoint.path())?;
         let name = file_name(checkpoint, plan)?;
         let path = self.folder.join(&name);
         let wanted = PackedFile::new(spec, checkpoint, plan, Some(&model))?;
@@ -252,12 +252,19 @@ fn look(path: &Path, wanted: &PackedFile<'_>) -> Found {
 fn file_name(checkpoint: &Checkpoint, plan: &QuantPlan) -> Result<String> {
     let mut key = Checksum::new();
     for file in checkpoint.files() {
-        let place = fs::canonicalize(file).map_err(|error| Error::io(file, error))?;
-        key.update(place.as_os_str().as_encoded_bytes());
+        key.update(place(checkpoint, file)?.as_os_str().as_encoded_bytes());
     }
     key.update(plan.summary().as_bytes());
     let format = plan.summary().split(' ').next().unwrap_or_default();
     Ok(format!("{}-{format}-{}.safetensors", short_name(checkpoint.path()), key.finish()))
+}
+
+/// A file by its one name. Random weights lie nowhere: theirs is what they are.
+fn place(checkpoint: &Checkpoint, file: &Path) -> Result<PathBuf> {
+    if checkpoint.is_random() {
+        return Ok(file.to_owned());
+    }
+    fs::canonicalize(file).map_err(|error| Error::io(file, error))
 }
 
 /// What people call the model of a file: `Llama-3.2-1B` of `Llama-3.2-1B/model.safetensors`, also in the Hugging Face
@@ -287,6 +294,7 @@ mod tests {
             ("/a/../model.safetensors", "model"),
             ("/a/.hidden/model.safetensors", "hidden"),
             ("/a/two words\u{1b}/model.safetensors", "two_words_"),
+            ("<random>/llama-3-8b_4/weights", "llama-3-8b_4"),
         ];
         for (path, expected) in cases {
             assert_eq!(short_name(Path::new(path)), expected, "{path}");
