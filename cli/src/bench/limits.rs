@@ -7,6 +7,7 @@ use anyhow::Result;
 use infer_kernels::cpu::probe::{self, Operation};
 use infer_kernels::{Isa, Team};
 use infer_runtime::Error;
+use memmap2::MmapMut;
 
 /// Bytes that are read: more than any cache holds.
 const READ_BYTES: usize = 1 << 30;
@@ -16,19 +17,22 @@ const PEAK_TIME: Duration = Duration::from_millis(20);
 /// The threads that measure, and the memory that they read.
 pub struct Limits {
     team: Team,
-    data: Vec<u8>,
+    data: MmapMut,
     /// Tasks of a measurement of arithmetic.
     tasks: usize,
 }
 
 impl Limits {
-    /// Takes the memory. Its pages are of the kind that quantized weights have.
+    /// Takes the memory, in large pages where the system has some: they are read as fast as the pages of a mapped
+    /// file, which weights are in, and small pages of memory are not.
     pub fn new(isa: Isa) -> Result<Limits> {
-        let mut data = Vec::new();
-        data.try_reserve_exact(READ_BYTES)
-            .map_err(|_| Error::Memory(format!("measuring the memory takes {READ_BYTES} bytes of it")))?;
+        let mut data = MmapMut::map_anon(READ_BYTES)
+            .map_err(|error| Error::Memory(format!("measuring takes {READ_BYTES} bytes of memory: {error}")))?;
+        #[cfg(target_os = "linux")]
+        // Advice that is not taken gives small pages.
+        let _ = data.advise(memmap2::Advice::HugePage);
         // Pages that were never written would all be the same page of zeros.
-        data.resize(READ_BYTES, 1);
+        data.fill(1);
         Ok(Limits { team: Team::new(1, isa)?, data, tasks: 1 })
     }
 
