@@ -99,6 +99,8 @@ pub enum Unit {
     Bytes,
     /// Tokens of a prompt.
     Tokens,
+    /// Measurements.
+    Runs,
 }
 
 /// A progress bar on a terminal's stderr; elsewhere one that is never drawn. It is cleared when it is dropped.
@@ -108,6 +110,7 @@ pub fn progress_bar(what: &'static str, unit: &Unit) -> ProgressBar {
     let style = ProgressStyle::with_template(match unit {
         Unit::Bytes => "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
         Unit::Tokens => "{msg} {wide_bar} {pos}/{len} tokens",
+        Unit::Runs => "{msg} {wide_bar} {pos}/{len} runs",
     });
     match style {
         Ok(style) => bar.with_style(style),

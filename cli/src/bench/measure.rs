@@ -67,7 +67,9 @@ pub struct Bench<'a> {
 
 impl Bench<'_> {
     /// Measures one case.
-    pub fn measure(&self, case: &Case, limits: &mut Limits, profile: bool) -> Result<Measured> {
+    ///
+    /// `done` is called after each repetition, and its time counts nowhere.
+    pub fn measure(&self, case: &Case, limits: &mut Limits, profile: bool, done: &dyn Fn()) -> Result<Measured> {
         let mut sessions: Vec<Session> = (0..case.batch).map(|_| self.model.session()).collect();
         // Untimed: takes the memory of buffers and cache.
         self.go_to(&mut sessions, case.depth)?;
@@ -88,6 +90,7 @@ impl Bench<'_> {
             if profile {
                 add(&mut total, self.model.stop_profile());
             }
+            done();
         }
         bandwidths.push(limits.read_bandwidth());
         peaks.push(limits.peak(self.compute));

@@ -12,6 +12,7 @@ use infer_runtime::{Compute, Cost, LoadOptions, Model, Outline, WeightFormat};
 use crate::args::{BenchArgs, ModelArgs};
 use crate::exit::wrong_use;
 use crate::load;
+use crate::terminal::{self, Unit};
 use limits::Limits;
 use measure::{Bench, Case, Phase};
 use report::{Report, Style};
@@ -55,17 +56,20 @@ pub fn run(args: &BenchArgs, model_args: &ModelArgs) -> Result<()> {
         (false, false) => Style::Text,
     };
     let mut report = Report::new(style, args.profile, subject_line(&subject))?;
+    let bar = terminal::progress_bar("measuring", &Unit::Runs);
+    bar.set_length((cases.len() * threads.len() * args.repetitions) as u64);
     // By batch, then threads: a reader of the first lines sees the speed of one sequence.
     for batch in &args.batch.0 {
         for &threads in &threads {
             model.set_threads(threads)?;
             limits.set_threads(threads)?;
             for case in cases.iter().filter(|case| case.batch == *batch) {
-                let measured = bench.measure(case, &mut limits, args.profile)?;
-                report.add(&subject, threads, &measured)?;
+                let measured = bench.measure(case, &mut limits, args.profile, &|| bar.inc(1))?;
+                bar.suspend(|| report.add(&subject, threads, &measured))?;
             }
         }
     }
+    drop(bar);
     report.finish()
 }
 

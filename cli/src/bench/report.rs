@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::Subject;
 use super::measure::{Limit, Measured, Phase, sum};
 use crate::output;
-use crate::terminal::escape_controls;
+use crate::terminal::{escape_controls, stdout_width};
 
 /// How the results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +34,18 @@ const COLUMNS: [(&str, usize); 11] = [
     ("share", 5),
 ];
 
+/// Columns that a narrow terminal goes without, those first that others say most of.
+const EXPENDABLE: [&str; 7] = ["GOPS", "GB/s", "min–max", "limit", "tokens", "batch", "depth"];
+
+/// Between columns of text.
+const GAP: &str = "  ";
+
 /// Results on their way to standard output.
 pub struct Report {
     style: Style,
     profile: bool,
+    /// Which columns are shown.
+    shown: [bool; COLUMNS.len()],
     /// Of a file, all results; of a table nothing.
     objects: Vec<Value>,
     /// Lines of profiles, shown below the table.
@@ -47,7 +55,8 @@ pub struct Report {
 impl Report {
     /// Begins it; `subject` is the line above a table.
     pub fn new(style: Style, profile: bool, subject: String) -> Result<Report> {
-        let report = Report { style, profile, objects: Vec::new(), profiles: Vec::new() };
+        let width = stdout_width().filter(|_| style == Style::Text).unwrap_or(usize::MAX);
+        let report = Report { style, profile, shown: shown(width), objects: Vec::new(), profiles: Vec::new() };
         if style != Style::Json {
             output::print(&format!("{}\n\n", escape_controls(&subject)))?;
             output::print(&report.line(&COLUMNS.map(|(title, _)| title.to_owned())))?;
@@ -101,8 +110,9 @@ impl Report {
         if self.style == Style::Markdown {
             return format!("| {} |\n", cells.join(" | "));
         }
-        let padded = cells.iter().zip(COLUMNS).map(|(cell, (_, width))| format!("{cell:>width$}"));
-        padded.collect::<Vec<_>>().join("  ") + "\n"
+        let shown = cells.iter().zip(COLUMNS).zip(self.shown).filter(|(_, shown)| *shown);
+        let padded = shown.map(|((cell, (_, width)), _)| format!("{cell:>width$}"));
+        padded.collect::<Vec<_>>().join(GAP) + "\n"
     }
 
     /// Where the time of a token goes.
@@ -110,7 +120,8 @@ impl Report {
         let case = &measured.case;
         let (phase, total) = (phase(case.phase), sum(&measured.profile).as_secs_f64());
         let (batch, depth) = (case.batch, case.depth);
-        let mut lines = format!("\n{phase}, {threads} threads, batch {batch}, depth {depth}: time of a token\n");
+        let plural = if threads == 1 { "" } else { "s" };
+        let mut lines = format!("\n{phase}, {threads} thread{plural}, batch {batch}, depth {depth}: time of a token\n");
         if self.style == Style::Markdown {
             lines += "\n| operation | ms | share |\n|---|---:|---:|\n";
         }
@@ -124,6 +135,19 @@ impl Report {
         }
         lines
     }
+}
+
+/// The columns that fit a terminal of `width` columns.
+fn shown(width: usize) -> [bool; COLUMNS.len()] {
+    let mut shown = [true; COLUMNS.len()];
+    for name in EXPENDABLE {
+        let taken = COLUMNS.iter().zip(shown).filter(|(_, shown)| *shown).map(|((_, width), _)| width + GAP.len());
+        if taken.sum::<usize>() <= width.saturating_add(GAP.len()) {
+            break;
+        }
+        shown.iter_mut().zip(COLUMNS).filter(|(_, (title, _))| *title == name).for_each(|(shown, _)| *shown = false);
+    }
+    shown
 }
 
 fn phase(phase: Phase) -> &'static str {
@@ -153,4 +177,20 @@ fn object(subject: &Subject, threads: usize, measured: &Measured, with_profile: 
         object["profile_ms"] = measured.profile.iter().map(milliseconds).collect::<serde_json::Map<_, _>>().into();
     }
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_terminals_get_the_columns_that_fit() {
+        for (width, hidden) in [(usize::MAX, 0), (109, 0), (108, 1), (80, 3), (60, 4), (40, 6), (0, 7)] {
+            let hides = shown(width).iter().filter(|shown| !**shown).count();
+            assert_eq!(hides, hidden, "at {width} columns");
+        }
+        for name in EXPENDABLE {
+            assert!(COLUMNS.iter().any(|(title, _)| *title == name), "no column is called {name}");
+        }
+    }
 }
