@@ -43,31 +43,24 @@ pub(crate) struct InputTile {
     pub scales: Vec<f32>,
     /// [block][column]: -128 times the sum of the codes, which takes the weights' bias back.
     pub corrections: Vec<i32>,
-    /// [group of 16][column], for int4 weights: in the lower half 4 times the sum of the codes, in the upper half
-    /// minus the sum. A product with the pair (shift, 128) gives what the shift adds and takes the bias back.
+    /// [two groups of 16][column], for int4 weights: the sums of the codes, each in 16 bits, the first group's below.
+    /// They meet what a group adds to all its levels: the shift, and what takes the bias back.
     pub group_sums: Vec<i32>,
 }
 
-const GROUP: usize = super::int4::GROUP;
+pub(crate) const GROUP: usize = super::int4::GROUP;
 
 /// 1.5 * 2^23: adding it to a small number leaves the number, rounded to even, in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// The least max|x| that counts.
-const LEAST: f32 = f32::from_bits((127 - 100) << 23);
+pub(crate) const LEAST: f32 = f32::from_bits((127 - 100) << 23);
 
 impl InputTile {
     /// Quantizes `width` rows of `x`, [width, cols]. Inlined, so that each tier gets vector code of its own.
     #[inline(always)]
     pub(crate) fn fill(&mut self, kind: Kind, x: &[f32], width: usize) {
-        let cols = x.len().checked_div(width).unwrap_or(0);
-        let padded = cols.next_multiple_of(STEP);
-        let n_blocks = padded.div_ceil(kind.block());
-        self.width = width;
-        zeros(&mut self.codes, padded / QUAD * width);
-        zeros(&mut self.scales, n_blocks * width);
-        zeros(&mut self.corrections, n_blocks * width);
-        zeros(&mut self.group_sums, if kind == Kind::Int4 { padded / GROUP * width } else { 0 });
+        let cols = self.reset(kind, x.len(), width);
         for (column, x) in x.chunks_exact(cols.max(1)).enumerate() {
             for (i, x) in x.chunks(kind.block()).enumerate() {
                 let mut codes = [0i8; Kind::Int4.block()];
@@ -78,9 +71,8 @@ impl InputTile {
                     let group_sum: i32 = codes.iter().map(|code| *code as i32).sum();
                     sum += group_sum;
                     if kind == Kind::Int4 {
-                        let first = i * (Kind::Int4.block() / GROUP);
-                        let pair = (4 * group_sum) & 0xffff | -group_sum << 16;
-                        self.group_sums[(first + g) * width + column] = pair;
+                        let group = i * (Kind::Int4.block() / GROUP) + g;
+                        self.group_sums[group / 2 * width + column] |= (group_sum & 0xffff) << (group % 2 * 16);
                     }
                 }
                 self.corrections[i * width + column] = -super::int8::BIAS * sum;
@@ -90,6 +82,19 @@ impl InputTile {
                 }
             }
         }
+    }
+
+    /// Makes all zeros, for `width` rows with `len` values in all; returns the columns of a row.
+    pub(crate) fn reset(&mut self, kind: Kind, len: usize, width: usize) -> usize {
+        let cols = len.checked_div(width).unwrap_or(0);
+        let padded = cols.next_multiple_of(STEP);
+        let n_blocks = padded.div_ceil(kind.block());
+        self.width = width;
+        zeros(&mut self.codes, padded / QUAD * width);
+        zeros(&mut self.scales, n_blocks * width);
+        zeros(&mut self.corrections, n_blocks * width);
+        zeros(&mut self.group_sums, if kind == Kind::Int4 { padded / (2 * GROUP) * width } else { 0 });
+        cols
     }
 
     /// The four codes of a quad and column.
@@ -155,10 +160,12 @@ mod tests {
                     assert_eq!(tile.corrections[block * width + column], -128 * sum);
                 }
             }
-            for (g, pair) in tile.group_sums.iter().enumerate() {
-                let (group, column) = (g / width, g % width);
-                let sum: i32 = (4 * group..4 * group + 4).flat_map(|quad| tile.quad(quad, column)).sum();
-                assert_eq!((*pair as i16 as i32, pair >> 16), (4 * sum, -sum), "group {group}, column {column}");
+            for (i, sums) in tile.group_sums.iter().enumerate() {
+                let (pair, column) = (i / width, i % width);
+                let sum =
+                    |group: usize| -> i32 { (4 * group..4 * group + 4).flat_map(|quad| tile.quad(quad, column)).sum() };
+                let expected = (sum(2 * pair), sum(2 * pair + 1));
+                assert_eq!((*sums as i16 as i32, sums >> 16), expected, "two groups {pair}, column {column}");
             }
         }
     }

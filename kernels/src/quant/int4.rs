@@ -41,6 +41,13 @@ pub(crate) fn group(step: &Step, index: usize) -> (&[[u8; 64]; 2], &[u8; PANEL_R
     (&codes.as_chunks::<64>().0.as_chunks().0[index], &heads.as_chunks().0[index])
 }
 
+/// The pairs of quads of a step, two for each group, and the heads of all its groups.
+#[inline(always)]
+pub(crate) fn parts(step: &Step) -> (&[[u8; 64]; 2 * STEP / GROUP], &[u8; PANEL_ROWS * STEP / GROUP]) {
+    let (codes, heads) = step.split_at(CODE_BYTES);
+    (&codes.as_chunks().0.as_chunks().0[0], &heads.as_chunks().0[0])
+}
+
 /// The groups of a step.
 pub(crate) fn groups(step: &Step) -> [(&[[u8; 64]; 2], &[u8; PANEL_ROWS]); STEP / GROUP] {
     std::array::from_fn(|index| group(step, index))

@@ -38,7 +38,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::quantize(token, kind, x, width, tile),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx512::quantize(token, kind, x, width, tile),
+            Tier::Avx512(token) => avx512::inputs::quantize(token, kind, x, width, tile),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::{FEW, Part};
+use super::Part;
 use crate::cpu::Isa;
 use crate::cpu::crew::{Crew, Tile};
 use crate::quant::inputs::{InputTile, Kind};
@@ -12,17 +12,21 @@ use crate::quant::int8::{self, Int8Ref};
 use crate::quant::product::{BLOCK_STEPS, TILE_PANELS, TileQuad};
 use crate::quant::{Lanes, PANEL_ROWS, QUAD, STEP};
 
+/// Up to this many tokens, weights that all are integers are multiplied as they are read, tile of inputs by tile of
+/// inputs while a panel is in the caches: expanding them would take longer.
+pub(super) const FEW: usize = 32;
+
 /// Columns of a tile of inputs when weights are multiplied as they are read, and when there are many tokens: as many
 /// as the inner kernels keep sums of in registers.
-const FEW_COLUMNS: usize = 4;
+const FEW_COLUMNS: usize = 8;
 const MANY_COLUMNS: usize = 6;
 
 /// Steps of int8 weights that meet all tokens while they are in the first-level cache.
 const INT8_STEPS: usize = 16;
 
 /// Columns of each tile of inputs (the last may have fewer): nearly equal, so that none is much smaller.
-pub(super) fn tile_width(n_tokens: usize) -> usize {
-    let most = if n_tokens <= FEW { FEW_COLUMNS } else { MANY_COLUMNS };
+pub(super) fn tile_width(n_tokens: usize, few: bool) -> usize {
+    let most = if few { FEW_COLUMNS } else { MANY_COLUMNS };
     n_tokens.div_ceil(n_tokens.div_ceil(most).max(1)).max(1)
 }
 
@@ -40,15 +44,15 @@ pub(super) struct QuantizedInputs {
 }
 
 impl QuantizedInputs {
-    /// Quantizes `x`, [n_tokens, cols], for both kinds of weights, if they are there.
+    /// Quantizes `x`, [n_tokens, cols], in tiles of `width` tokens, for both kinds of weights, if they are there.
     pub(super) fn new(
         crew: &Crew<'_>,
         x: &[f32],
         n_tokens: usize,
+        width: usize,
         cols: usize,
         wanted: impl Fn(Kind) -> bool,
     ) -> QuantizedInputs {
-        let width = tile_width(n_tokens);
         let n_tiles = n_tokens.div_ceil(width);
         let isa = crew.isa();
         let mut tiles = INPUTS.take();

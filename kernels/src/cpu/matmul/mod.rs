@@ -78,14 +78,18 @@ pub fn matmul(
     }
     let isa = crew.isa();
     let wanted = |kind| group.iter().any(|p| kind_of(&p.weight) == Some(kind));
-    let inputs = (arithmetic == Arithmetic::Reduced).then(|| QuantizedInputs::new(crew, x, n_tokens, cols, wanted));
+    let all_integer = arithmetic == Arithmetic::Reduced && group.iter().all(|p| kind_of(&p.weight).is_some());
+    let few = n_tokens <= if all_integer { integer::FEW } else { FEW };
     let n_panels = match n_tokens {
         1 => 1,
-        ..=FEW => 2,
-        _ => TILE_PANELS,
+        _ if !few => TILE_PANELS,
+        _ if all_integer => 1,
+        _ => 2,
     };
     // A task's tokens are whole tiles of quantized inputs.
-    let tile_width = integer::tile_width(n_tokens);
+    let tile_width = integer::tile_width(n_tokens, few);
+    let inputs =
+        (arithmetic == Arithmetic::Reduced).then(|| QuantizedInputs::new(crew, x, n_tokens, tile_width, cols, wanted));
     let height = n_tokens.div_ceil(tile_width).div_ceil(n_tokens.div_ceil(HEIGHT)) * tile_width;
     crew.tiles(out, &widths, n_panels * PANEL_ROWS, height, |mut tile| {
         let part = Part { projection: &group[tile.segment], first: tile.start_of_segment, n_panels, store };

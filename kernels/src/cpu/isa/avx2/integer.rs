@@ -57,6 +57,10 @@ pub(in crate::cpu::isa) fn int4_product(_: Avx2, panels: &[Panel<'_>], inputs: &
                 2 => int4_columns::<2>(panel, inputs, out),
                 3 => int4_columns::<3>(panel, inputs, out),
                 4 => int4_columns::<4>(panel, inputs, out),
+                5 => int4_columns::<5>(panel, inputs, out),
+                6 => int4_columns::<6>(panel, inputs, out),
+                7 => int4_columns::<7>(panel, inputs, out),
+                8 => int4_columns::<8>(panel, inputs, out),
                 _ => return product::int4_product(panels, inputs, sums),
             }
         }
@@ -66,25 +70,27 @@ pub(in crate::cpu::isa) fn int4_product(_: Avx2, panels: &[Panel<'_>], inputs: &
 /// N columns, whose sums are `stride` apart.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, stride): (&mut [Lanes], usize)) {
-    let (table, low_half, shift_bits) = (level_table(), _mm256_set1_epi8(15), _mm256_set1_epi32(3));
+    let (table, low_half, shift_bits) = (level_table(), _mm256_set1_epi8(15), _mm256_set1_epi32(12));
     let quads = inputs.codes.as_chunks::<N>().0.as_chunks::<STEP_QUADS>().0;
-    let group_sums = inputs.group_sums.as_chunks::<N>().0.as_chunks::<STEP_GROUPS>().0;
+    let group_sums = inputs.group_sums.as_chunks::<N>().0.as_chunks::<{ STEP_GROUPS / 2 }>().0;
     let blocks = quads.chunks(BLOCK_STEPS).zip(group_sums.chunks(BLOCK_STEPS)).zip(inputs.scales.as_chunks::<N>().0);
     let mut sums = [[_mm256_setzero_ps(); N]; 2];
     for (steps, ((quads, group_sums), scales)) in panel.steps.chunks(BLOCK_STEPS).zip(blocks) {
         let mut totals = [[_mm256_setzero_si256(); N]; 2];
         for (step, (quads, group_sums)) in steps.iter().zip(quads.iter().zip(group_sums)) {
             prefetch_step(step);
-            for (g, (quads, group_sums)) in quads.as_chunks::<4>().0.iter().zip(group_sums).enumerate() {
+            for (g, quads) in quads.as_chunks::<4>().0.iter().enumerate() {
                 let (pairs, heads) = int4::group(step, g);
                 for (half, totals) in totals.iter_mut().enumerate() {
                     let heads = load_heads(heads, half);
                     let group_scales = _mm256_srai_epi32::<2>(heads);
-                    // group_scale * shift in the lower 16 bits, which meet 4 times the sum of the inputs; above is 0.
-                    let shifts = _mm256_mullo_epi16(group_scales, _mm256_and_si256(heads, shift_bits));
+                    // group_scale * 4 shift in the 16 bits that meet this group's sum of the inputs, 0 in the others.
+                    let offsets = _mm256_and_si256(_mm256_slli_epi32::<2>(heads), shift_bits);
+                    let offsets = _mm256_mullo_epi16(group_scales, offsets);
+                    let offsets = if g % 2 == 0 { offsets } else { _mm256_slli_epi32::<16>(offsets) };
                     let group_scales = twice(group_scales);
                     for j in 0..N {
-                        let shifted = _mm256_madd_epi16(shifts, _mm256_set1_epi32(group_sums[j]));
+                        let shifted = _mm256_madd_epi16(offsets, _mm256_set1_epi32(group_sums[g / 2][j]));
                         totals[j] = _mm256_add_epi32(totals[j], shifted);
                     }
                     for (q, quad) in quads.iter().enumerate() {
@@ -132,6 +138,8 @@ pub(in crate::cpu::isa) fn int8_product(
                 4 => int8_columns::<4>(steps, inputs, first, out),
                 5 => int8_columns::<5>(steps, inputs, first, out),
                 6 => int8_columns::<6>(steps, inputs, first, out),
+                7 => int8_columns::<7>(steps, inputs, first, out),
+                8 => int8_columns::<8>(steps, inputs, first, out),
                 _ => return product::int8_product(panels, inputs, first, sums),
             }
         }

@@ -2,8 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::avx2::prefetch_step;
-use super::{Avx512, load, load_heads, load_lanes, store_lanes};
+use super::{AHEAD, Avx512, load, load_lanes, prefetch, store_lanes};
 use crate::quant::inputs::InputTile;
 use crate::quant::int4::{self, Panel, Step};
 use crate::quant::product::{self, BLOCK_STEPS, TILE_PANELS, TileQuad};
@@ -23,72 +22,124 @@ fn level_table() -> __m512i {
 
 /// See [`product::int4_product`].
 pub(in crate::cpu::isa) fn int4_product(_: Avx512, panels: &[Panel<'_>], inputs: &InputTile, sums: &mut [Lanes]) {
-    // Two panels share the loads of the inputs. A single token is bound by memory, which likes one stream best.
-    // SAFETY: the token proves the features.
-    unsafe {
-        match (inputs.width, panels) {
-            (1, [panel]) => int4_columns::<1, 1>([panel], inputs, sums),
-            (2, [a, b]) => int4_columns::<2, 2>([a, b], inputs, sums),
-            (3, [a, b]) => int4_columns::<3, 2>([a, b], inputs, sums),
-            (4, [a, b]) => int4_columns::<4, 2>([a, b], inputs, sums),
-            _ => product::int4_product(panels, inputs, sums),
+    for (p, panel) in panels.iter().enumerate() {
+        let out = (&mut sums[p..], panels.len());
+        // SAFETY: the token proves the features.
+        unsafe {
+            match inputs.width {
+                1 => int4_columns::<1>(panel, inputs, out),
+                2 => int4_columns::<2>(panel, inputs, out),
+                3 => int4_columns::<3>(panel, inputs, out),
+                4 => int4_columns::<4>(panel, inputs, out),
+                5 => int4_columns::<5>(panel, inputs, out),
+                6 => int4_columns::<6>(panel, inputs, out),
+                7 => int4_columns::<7>(panel, inputs, out),
+                8 => int4_columns::<8>(panel, inputs, out),
+                _ => return product::int4_product(panels, inputs, sums),
+            }
         }
     }
 }
 
+/// Heads of two neighbouring groups: each row's two, in the upper bytes of its 16 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn heads_of_two(heads: __m512i, pair: usize) -> __m512i {
+    const ORDERS: [[u8; 64]; STEP_GROUPS / 2] = {
+        let mut orders = [[0; 64]; STEP_GROUPS / 2];
+        let mut i = 0;
+        while i < 128 {
+            orders[i / 64][i % 64] = (i / 64 * 32 + i % 4 / 2 * 16 + i % 64 / 4) as u8;
+            i += 1;
+        }
+        orders
+    };
+    _mm512_permutexvar_epi8(load(&ORDERS[pair]), heads)
+}
+
+/// Heads of a group: each row's in the upper bytes of both halves of its 32 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn heads_of_one(heads: __m512i, group: usize) -> __m512i {
+    const ORDERS: [[u8; 64]; STEP_GROUPS] = {
+        let mut orders = [[0; 64]; STEP_GROUPS];
+        let mut i = 0;
+        while i < 256 {
+            orders[i / 64][i % 64] = (i / 64 * 16 + i % 64 / 4) as u8;
+            i += 1;
+        }
+        orders
+    };
+    _mm512_permutexvar_epi8(load(&ORDERS[group]), heads)
+}
+
+/// N columns, whose sums are `stride` apart. Weights are looked up once for all columns.
+///
+/// With their sign bits turned, levels are unsigned and 128 more; what that and the shift add is
+/// group_scale * (4 shift - 128) times the sum of the group's inputs, one product for two groups.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn int4_columns<const N: usize, const P: usize>(panels: [&Panel<'_>; P], inputs: &InputTile, out: &mut [Lanes]) {
-    // With their sign bits turned, levels are unsigned and 128 more.
+fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, stride): (&mut [Lanes], usize)) {
     let table = _mm512_xor_si512(level_table(), _mm512_set1_epi8(i8::MIN));
-    let (shift_bits, bias) = (_mm512_set1_epi32(3), _mm512_set1_epi32(int8::BIAS << 16));
+    let (shift_bits, bias) = (_mm512_set1_epi16(12), _mm512_set1_epi16(-int8::BIAS as i16));
     let quads = inputs.codes.as_chunks::<N>().0.as_chunks::<STEP_QUADS>().0;
-    let group_sums = inputs.group_sums.as_chunks::<N>().0.as_chunks::<STEP_GROUPS>().0;
-    let scales = inputs.scales.as_chunks::<N>().0;
-    let mut sums = [[_mm512_setzero_ps(); P]; N];
-    let n_steps = panels[0].steps.len();
-    for (block, scales) in scales.iter().enumerate() {
-        let mut totals = [[_mm512_setzero_si512(); P]; N];
-        for s in block * BLOCK_STEPS..n_steps.min((block + 1) * BLOCK_STEPS) {
-            for panel in panels {
-                prefetch_step(&panel.steps[s]);
-            }
-            let (quads, group_sums) = (&quads[s].as_chunks::<4>().0, &group_sums[s]);
-            for g in 0..STEP_GROUPS {
-                for p in 0..P {
-                    let ([low, high], heads) = int4::group(&panels[p].steps[s], g);
-                    let heads = _mm512_cvtepi8_epi32(load_heads(heads));
-                    // The pairs (shift, 128): heads & 3 | 128 << 16.
-                    let pairs = _mm512_ternarylogic_epi32::<0xea>(heads, shift_bits, bias);
-                    let group_scales = _mm512_srai_epi32::<2>(heads);
-                    let (low, high) = (load(low), load(high));
-                    let levels = [
-                        _mm512_permutexvar_epi8(low, table),
-                        _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(low), table),
-                        _mm512_permutexvar_epi8(high, table),
-                        _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(high), table),
-                    ];
+    let group_sums = inputs.group_sums.as_chunks::<N>().0.as_chunks::<{ STEP_GROUPS / 2 }>().0;
+    let blocks = quads.chunks(BLOCK_STEPS).zip(group_sums.chunks(BLOCK_STEPS)).zip(inputs.scales.as_chunks::<N>().0);
+    let mut sums = [_mm512_setzero_ps(); N];
+    for (steps, ((quads, group_sums), scales)) in panel.steps.chunks(BLOCK_STEPS).zip(blocks) {
+        let mut totals = [_mm512_setzero_si512(); N];
+        for (step, (quads, group_sums)) in steps.iter().zip(quads.iter().zip(group_sums)) {
+            prefetch(step, AHEAD);
+            let (pairs, heads) = int4::parts(step);
+            let heads = load(heads);
+            for (g, quads) in quads.as_chunks::<4>().0.iter().enumerate() {
+                let heads = heads_of_two(heads, g / 2);
+                if g % 2 == 0 {
+                    let offsets = _mm512_srli_epi16::<6>(heads);
+                    // offsets & shift_bits | bias
+                    let offsets = _mm512_ternarylogic_epi32::<0xea>(offsets, shift_bits, bias);
+                    let offsets = _mm512_mullo_epi16(_mm512_srai_epi16::<10>(heads), offsets);
                     for j in 0..N {
-                        let mut sum = _mm512_madd_epi16(pairs, _mm512_set1_epi32(group_sums[g][j]));
-                        for q in 0..4 {
-                            sum = _mm512_dpbusd_epi32(sum, levels[q], _mm512_set1_epi32(quads[g][q][j]));
-                        }
-                        totals[j][p] = _mm512_add_epi32(totals[j][p], _mm512_mullo_epi32(sum, group_scales));
+                        totals[j] = _mm512_dpwssd_epi32(totals[j], offsets, _mm512_set1_epi32(group_sums[g / 2][j]));
                     }
+                }
+                let group_scales = if g % 2 == 0 { _mm512_slli_epi32::<16>(heads) } else { heads };
+                let group_scales = _mm512_srai_epi32::<26>(group_scales);
+                let (low, high) = (load(&pairs[2 * g]), load(&pairs[2 * g + 1]));
+                let levels = [
+                    _mm512_permutexvar_epi8(low, table),
+                    _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(low), table),
+                    _mm512_permutexvar_epi8(high, table),
+                    _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(high), table),
+                ];
+                for j in 0..N {
+                    let mut sum = _mm512_setzero_si512();
+                    for q in 0..4 {
+                        sum = _mm512_dpbusd_epi32(sum, levels[q], _mm512_set1_epi32(quads[q][j]));
+                    }
+                    totals[j] = _mm512_add_epi32(totals[j], _mm512_mullo_epi32(sum, group_scales));
                 }
             }
         }
         for j in 0..N {
-            for p in 0..P {
-                sums[j][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[j][p]), _mm512_set1_ps(scales[j]), sums[j][p]);
-            }
+            sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[j]), _mm512_set1_ps(scales[j]), sums[j]);
         }
     }
-    for (out, sums) in out.as_chunks_mut::<P>().0.iter_mut().zip(sums) {
-        for p in 0..P {
-            store_lanes(&mut out[p], _mm512_mul_ps(load_lanes(&panels[p].row_scales), sums[p]));
-        }
+    let row_scales = load_lanes(&panel.row_scales);
+    for j in 0..N {
+        store_lanes(&mut out[j * stride], _mm512_mul_ps(row_scales, sums[j]));
     }
 }
+
+/// floor(32767 / m) for m in 0..=32, as the specification has it.
+const UNITS: [[i16; 32]; 2] = {
+    let mut units = [[i16::MAX; 32]; 2];
+    let mut m = 1;
+    while m <= 32 {
+        units[m / 32][m % 32] = i16::MAX / m as i16;
+        m += 1;
+    }
+    units
+};
 
 /// See [`product::expand`].
 pub(in crate::cpu::isa) fn expand(
@@ -98,41 +149,57 @@ pub(in crate::cpu::isa) fn expand(
     index: usize,
     tile: &mut [TileQuad],
 ) -> Lanes {
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn inner(row_scales: &Lanes, steps: &[Step], index: usize, tile: &mut [TileQuad]) -> Lanes {
-        let (largest, units) = product::block_scales(steps);
-        let table = level_table();
-        // Both halves of a row's 32 bits get the row's 16.
-        let twice = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13));
-        // SAFETY: sixteen values of two bytes are readable.
-        let units = _mm512_cvtepi16_epi32(unsafe { _mm256_loadu_si256(units.as_ptr().cast()) });
-        let units = _mm512_shuffle_epi8(units, twice);
-        let (offset_bits, even, bias) = (_mm512_set1_epi16(12), _mm512_set1_epi16(0xff), _mm512_set1_epi8(i8::MIN));
-        let tile = tile.as_chunks_mut::<4>().0.as_chunks_mut::<STEP_GROUPS>().0;
-        for (step, tile) in steps.iter().zip(tile) {
-            for (([low, high], heads), tile) in int4::groups(step).into_iter().zip(tile) {
-                let heads = _mm512_shuffle_epi8(_mm512_cvtepi8_epi32(load_heads(heads)), twice);
-                let offsets = _mm512_and_si512(_mm512_slli_epi16::<2>(heads), offset_bits);
-                let factors = _mm512_mullo_epi16(_mm512_srai_epi16::<2>(heads), units);
-                let (low, high) = (load(low), load(high));
-                let codes = [low, _mm512_srli_epi16::<4>(low), high, _mm512_srli_epi16::<4>(high)];
-                for (codes, tile) in codes.into_iter().zip(tile) {
-                    let levels = _mm512_permutexvar_epi8(codes, table);
-                    let evens = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(levels));
-                    let odds = _mm512_srai_epi16::<8>(levels);
-                    let evens = _mm512_mulhrs_epi16(_mm512_add_epi16(evens, offsets), factors);
-                    let odds = _mm512_mulhrs_epi16(_mm512_add_epi16(odds, offsets), factors);
-                    // Even bytes from evens, odd bytes from odds: (evens & even) | (odds << 8).
-                    let bytes = _mm512_ternarylogic_epi32::<0xea>(evens, even, _mm512_slli_epi16::<8>(odds));
-                    // SAFETY: 64 bytes are writable.
-                    unsafe { _mm512_storeu_si512(tile[index].as_mut_ptr().cast(), _mm512_xor_si512(bytes, bias)) };
-                }
+    // SAFETY: the token proves the features.
+    unsafe { expand_block(row_scales, steps, index, tile) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+fn expand_block(row_scales: &Lanes, steps: &[Step], index: usize, tile: &mut [TileQuad]) -> Lanes {
+    // The upper six bits of heads are the scales; in place, they are four times as large.
+    let scale_bits = _mm512_set1_epi8(!3);
+    let mut magnitudes = _mm512_setzero_si512();
+    for step in steps {
+        prefetch(step, BLOCK_STEPS * size_of::<Step>());
+        let scales = _mm512_and_si512(load(int4::parts(step).1), scale_bits);
+        magnitudes = _mm512_max_epu8(magnitudes, _mm512_abs_epi8(scales));
+    }
+    let halves = _mm256_max_epu8(_mm512_castsi512_si256(magnitudes), _mm512_extracti64x4_epi64::<1>(magnitudes));
+    let largest = _mm_max_epu8(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+    let largest = _mm512_srli_epi32::<2>(_mm512_cvtepu8_epi32(largest));
+    // SAFETY: each has 64 readable bytes.
+    let units = unsafe { UNITS.each_ref().map(|units| _mm512_loadu_si512(units.as_ptr().cast())) };
+    // Both halves of a row's 32 bits get the row's 16.
+    let order = _mm512_or_si512(largest, _mm512_slli_epi32::<16>(largest));
+    let units = _mm512_permutex2var_epi16(units[0], order, units[1]);
+
+    let table = level_table();
+    let (offset_bits, even, bias) = (_mm512_set1_epi16(12), _mm512_set1_epi16(0xff), _mm512_set1_epi8(i8::MIN));
+    let tile = tile.as_chunks_mut::<4>().0.as_chunks_mut::<STEP_GROUPS>().0;
+    for (step, tile) in steps.iter().zip(tile) {
+        let (pairs, heads) = int4::parts(step);
+        let heads = load(heads);
+        for (g, tile) in tile.iter_mut().enumerate() {
+            let heads = heads_of_one(heads, g);
+            let offsets = _mm512_and_si512(_mm512_srli_epi16::<6>(heads), offset_bits);
+            let factors = _mm512_mullo_epi16(_mm512_srai_epi16::<10>(heads), units);
+            let (low, high) = (load(&pairs[2 * g]), load(&pairs[2 * g + 1]));
+            let codes = [low, _mm512_srli_epi16::<4>(low), high, _mm512_srli_epi16::<4>(high)];
+            for (codes, tile) in codes.into_iter().zip(tile) {
+                let levels = _mm512_permutexvar_epi8(codes, table);
+                let evens = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(levels));
+                let odds = _mm512_srai_epi16::<8>(levels);
+                let evens = _mm512_mulhrs_epi16(_mm512_add_epi16(evens, offsets), factors);
+                let odds = _mm512_mulhrs_epi16(_mm512_add_epi16(odds, offsets), factors);
+                // Even bytes from evens, odd bytes from odds: (evens & even) | (odds << 8).
+                let bytes = _mm512_ternarylogic_epi32::<0xea>(evens, even, _mm512_slli_epi16::<8>(odds));
+                // SAFETY: 64 bytes are writable.
+                unsafe { _mm512_storeu_si512(tile[index].as_mut_ptr().cast(), _mm512_xor_si512(bytes, bias)) };
             }
         }
-        Lanes(std::array::from_fn(|row| row_scales[row] * largest[row] as f32))
     }
-    // SAFETY: the token proves the features.
-    unsafe { inner(row_scales, steps, index, tile) }
+    let mut scales = Lanes::default();
+    store_lanes(&mut scales, _mm512_mul_ps(load_lanes(row_scales), _mm512_cvtepi32_ps(largest)));
+    scales
 }
 
 /// See [`product::expanded_product`].

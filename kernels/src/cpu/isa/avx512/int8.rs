@@ -2,8 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::avx2::prefetch_step;
-use super::{Avx512, load, load_lanes, store_lanes};
+use super::{AHEAD, Avx512, load, load_lanes, prefetch, store_lanes};
 use crate::quant::inputs::InputTile;
 use crate::quant::product;
 use crate::quant::{Lanes, QUAD, STEP, int8};
@@ -24,12 +23,21 @@ pub(in crate::cpu::isa) fn int8_product(
         unsafe {
             match (inputs.width, panels) {
                 (1, &[panel]) => int8_columns::<1, 1>([panel], inputs, first, sums, stride),
+                (2, &[panel]) => int8_columns::<2, 1>([panel], inputs, first, sums, stride),
+                (3, &[panel]) => int8_columns::<3, 1>([panel], inputs, first, sums, stride),
+                (4, &[panel]) => int8_columns::<4, 1>([panel], inputs, first, sums, stride),
+                (5, &[panel]) => int8_columns::<5, 1>([panel], inputs, first, sums, stride),
+                (6, &[panel]) => int8_columns::<6, 1>([panel], inputs, first, sums, stride),
+                (7, &[panel]) => int8_columns::<7, 1>([panel], inputs, first, sums, stride),
+                (8, &[panel]) => int8_columns::<8, 1>([panel], inputs, first, sums, stride),
                 (1, &[a, b]) => int8_columns::<1, 2>([a, b], inputs, first, sums, stride),
                 (2, &[a, b]) => int8_columns::<2, 2>([a, b], inputs, first, sums, stride),
                 (3, &[a, b]) => int8_columns::<3, 2>([a, b], inputs, first, sums, stride),
                 (4, &[a, b]) => int8_columns::<4, 2>([a, b], inputs, first, sums, stride),
                 (5, &[a, b]) => int8_columns::<5, 2>([a, b], inputs, first, sums, stride),
                 (6, &[a, b]) => int8_columns::<6, 2>([a, b], inputs, first, sums, stride),
+                (7, &[a, b]) => int8_columns::<7, 2>([a, b], inputs, first, sums, stride),
+                (8, &[a, b]) => int8_columns::<8, 2>([a, b], inputs, first, sums, stride),
                 _ => return product::int8_product(panels, inputs, first, sums),
             }
         }
@@ -83,9 +91,9 @@ fn int8_columns<const N: usize, const P: usize>(
                 sums[j][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[j][p]), scale, sums[j][p]);
             }
         }
-        if N <= 4 && g % GROUPS == 0 {
+        if P == 1 && g % GROUPS == 0 {
             for panel in panels {
-                prefetch_step(&panel[g / GROUPS]);
+                prefetch(&panel[g / GROUPS], AHEAD);
             }
         }
     }

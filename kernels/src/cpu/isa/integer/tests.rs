@@ -103,7 +103,7 @@ fn every_tier_quantizes_inputs_as_specified() {
     let mut numbers = Numbers(2);
     for kind in [Kind::Int4, Kind::Int8] {
         for (i, cols) in COLS.into_iter().enumerate() {
-            for width in 1..=6 {
+            for width in 1..=8 {
                 let mut x = numbers.inputs(width * cols, i + width);
                 if i == 3 {
                     x[cols - 1] = f32::NAN;
@@ -127,7 +127,7 @@ fn every_tier_quantizes_inputs_as_specified() {
 fn every_tier_multiplies_int4_weights_as_specified() {
     let mut numbers = Numbers(3);
     for (i, cols) in COLS.into_iter().enumerate() {
-        for (width, kind) in (1..=6).flat_map(|width| (0..4).map(move |kind| (width, kind))) {
+        for (width, kind) in (1..=8).flat_map(|width| (0..4).map(move |kind| (width, kind))) {
             let bytes = int4_bytes(&mut numbers, TILE_ROWS, cols, kind);
             let matrix = Int4Ref::new(&bytes, TILE_ROWS, cols).unwrap();
             let mut inputs = InputTile::default();
@@ -151,7 +151,7 @@ fn every_tier_multiplies_int4_weights_as_specified() {
 fn every_tier_multiplies_expanded_int4_weights_as_specified() {
     let mut numbers = Numbers(4);
     for (i, cols) in COLS.into_iter().enumerate() {
-        for (width, kind) in (1..=6).flat_map(|width| (0..4).map(move |kind| (width, kind))) {
+        for (width, kind) in (1..=8).flat_map(|width| (0..4).map(move |kind| (width, kind))) {
             let bytes = int4_bytes(&mut numbers, TILE_ROWS, cols, kind);
             let matrix = Int4Ref::new(&bytes, TILE_ROWS, cols).unwrap();
             let mut inputs = InputTile::default();
@@ -197,7 +197,7 @@ fn every_tier_multiplies_expanded_int4_weights_as_specified() {
 fn every_tier_multiplies_int8_weights_as_specified() {
     let mut numbers = Numbers(5);
     for (i, cols) in COLS.into_iter().enumerate() {
-        for (width, kind) in (1..=6).flat_map(|width| (0..4).map(move |kind| (width, kind))) {
+        for (width, kind) in (1..=8).flat_map(|width| (0..4).map(move |kind| (width, kind))) {
             let bytes = packed(&mut numbers, int8::packed_bytes(TILE_ROWS, cols).unwrap(), kind);
             let matrix = Int8Ref::new(&bytes, TILE_ROWS, cols).unwrap();
             let mut inputs = InputTile::default();
