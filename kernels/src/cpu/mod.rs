@@ -8,6 +8,7 @@ pub mod attention;
 pub mod crew;
 mod isa;
 pub mod kv;
+pub mod logits;
 mod math;
 pub mod matmul;
 pub mod matrix;
