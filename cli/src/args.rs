@@ -106,7 +106,7 @@ pub struct ModelArgs {
     /// Arithmetic: auto is fast, f32 is exact [default: auto; logits: f32]
     #[arg(long, value_name = "TYPE", global = true)]
     pub compute: Option<ComputeArg>,
-    /// Threads [default: the CPU's cores]; bench takes a list
+    /// Threads [default: the physical cores that the process may use]; bench takes a list
     #[arg(short, long, value_name = "N", global = true, value_parser = values::threads, allow_hyphen_values = true)]
     pub threads: Option<Numbers>,
     /// Memory to plan with, such as 8G [default: what is available]

@@ -88,7 +88,7 @@ pub mod tokenizer;
 pub use chat_template::{ChatInput, ChatTemplate, TemplateFiles};
 pub use error::{Error, Result};
 pub use generate::{CancelToken, Event, GenerateOptions, Generation, GenerationStats, StopReason};
-pub use load::{MemoryPlan, Shape};
+pub use load::{MemoryPlan, Shape, default_threads};
 pub use model::Model;
 pub use model::clock::{Operation, Profile};
 pub use model::cost::Cost;

@@ -68,8 +68,8 @@ pub struct LoadOptions {
     /// Whether `context` may exceed what the model was made for. Its answers get worse there; a model with learned
     /// positions has none for it and refuses.
     pub beyond_context: bool,
-    /// Threads of a forward pass. Default: what the process may use of the machine, affinity and cgroup quota
-    /// included. Results do not depend on it.
+    /// Threads of a forward pass. Default: [`default_threads`](crate::default_threads), the physical cores that the
+    /// process may use. Results do not depend on it.
     pub threads: Option<usize>,
     /// The arithmetic.
     pub compute: Compute,

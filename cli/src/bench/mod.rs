@@ -43,7 +43,7 @@ pub fn run(args: &BenchArgs, model_args: &ModelArgs) -> Result<()> {
     options.beyond_context = true;
     let threads = match &model_args.threads {
         Some(list) => list.0.clone(),
-        None => vec![std::thread::available_parallelism().map_or(1, |n| n.get())],
+        None => vec![infer_runtime::default_threads()],
     };
     // Before the weights, so that the plan of the memory knows of it.
     let mut limits = Limits::new(Isa::from_env()?)?;

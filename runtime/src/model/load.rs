@@ -1,7 +1,6 @@
 //! From files to a model, in the order in which things are validated: options, files and their headers, config,
 //! tensors, vocabulary, memory. Nothing large is allocated before the last of them.
 
-use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -17,7 +16,7 @@ use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::generation_config;
 use crate::kv_cache::{KvPool, group_layers};
-use crate::load::{Checkpoint, LARGEST_CONFIG, ModelFiles};
+use crate::load::{Checkpoint, LARGEST_CONFIG, ModelFiles, default_threads};
 use crate::options::{LoadOptions, Notice, Progress};
 use crate::quantize::cache::Request;
 use crate::quantize::{PackedCache, QuantPlan};
@@ -44,7 +43,7 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
         end_tokens.extend(outline.chat_template.usable().and_then(|template| template.end_of_turn(tokenizer)));
     }
 
-    let threads = outline.options.threads.unwrap_or_else(usable_threads);
+    let threads = outline.options.threads.unwrap_or_else(default_threads);
     let (groups, slots) = group_layers(&outline.spec, kv);
     // Before the weights, which take longer: the system may not give so many threads.
     let team = Team::new(threads, Isa::from_env()?)?;
@@ -65,11 +64,6 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
         fingerprint: fingerprint(&files, &checkpoint, &quant_plan)?,
         unused_tensors,
     })))
-}
-
-/// What the process may use of the machine, by its affinity and its cgroup's quota.
-pub(crate) fn usable_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// Loads the weights. Those that are to be quantized come from the cache, if there is one.
@@ -125,7 +119,7 @@ pub(crate) fn reporting<R>(
 
 /// Threads that quantize.
 pub(crate) fn quantizing_pool(threads: usize) -> Result<rayon::ThreadPool> {
-    let threads = threads.min(usable_threads());
+    let threads = threads.min(default_threads());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|index| format!("load {index}"));
     Ok(pool.build().map_err(|error| KernelError::Threads { threads, reason: error.to_string() })?)
 }

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::load::ModelFiles;
-use crate::model::load::{quantizing_pool, reporting, usable_threads};
+use crate::load::{ModelFiles, default_threads};
+use crate::model::load::{quantizing_pool, reporting};
 use crate::model::outline::Outline;
 use crate::options::WeightFormat;
 use crate::quantize::packed_file::PackedFile;
@@ -59,7 +59,7 @@ impl Outline {
         }
         let path = folder.join("model.safetensors");
         let packed = PackedFile::new(self.spec(), self.checkpoint(), plan, None)?;
-        let pool = quantizing_pool(self.options.threads.unwrap_or_else(usable_threads))?;
+        let pool = quantizing_pool(self.options.threads.unwrap_or_else(default_threads))?;
         let mut file = File::create_new(&path).map_err(|error| Error::io(&path, error))?;
         reporting(&self.options, self.checkpoint().total_bytes(), |progress| {
             packed.write(&mut file, &path, &pool, progress)
