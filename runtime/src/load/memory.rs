@@ -111,27 +111,51 @@ pub fn plan_memory(
     costs.plan(options.available, options.context, spec.context_length.filter(|_| !can_go_on))
 }
 
-/// Bytes of activations of a pass of `rows` tokens that asks for the logits of the last.
+/// Values that attention keeps for a query beside the sums of values: the largest score, the sum of weights, padding.
+const ATTENTION_EXTRA: usize = 16;
+
+/// What a value of the widest input of a projection takes beside itself: its code and its share of scales and sums, for
+/// int8 and for int4 weights (see [`infer_kernels::quant::inputs`]).
+const QUANTIZED_BYTES: u64 = 3;
+
+/// What an entry of the vocabulary takes: the logit as it is computed, in the session and in the sampler (4 bytes each),
+/// its probability (8), and its count (4).
+const LOGIT_BYTES: u64 = 24;
+
+/// Bytes of activations of a pass of `rows` tokens that asks for the logits of the last, and of drawing a token.
 fn scratch_bytes(spec: &Spec, rows: usize) -> u64 {
     let widest = |layer: &dyn Fn(&crate::model::spec::Layer) -> usize| spec.layers.iter().map(layer).max().unwrap_or(0);
     let attention = widest(&|layer| {
         let attention = &layer.attention;
         let heads = attention.n_heads.saturating_add(attention.n_kv_heads);
-        heads.saturating_mul(2).saturating_mul(attention.head_dim)
+        // Of each head the query, the sums of values with their weights, and the output; of each KV head key and value.
+        heads
+            .saturating_mul(2)
+            .saturating_mul(attention.head_dim)
+            .saturating_add(attention.n_heads.saturating_mul(attention.head_dim.saturating_add(ATTENTION_EXTRA)))
     });
     let mlp = widest(&|layer| match &layer.mlp {
         Mlp::Dense(network) => network.up.rows().saturating_mul(3),
         Mlp::Experts { experts, routing, .. } => {
             let expert = experts.first().map_or(0, |expert| expert.up.rows().saturating_mul(3));
-            // Every row may go to one expert; its inputs and outputs are gathered.
-            let gathered = spec.hidden_size.saturating_mul(2);
+            // Every row may go to one expert; the inputs and outputs of all that it chose are kept.
+            let gathered = spec.hidden_size.saturating_mul(2).saturating_mul(routing.n_chosen());
             expert.saturating_add(gathered).saturating_add(experts.len()).saturating_add(2 * routing.n_chosen())
         }
     });
     // The residual stream, its normed copy, and the output of a half-layer.
     let row = spec.hidden_size.saturating_mul(3).saturating_add(attention).saturating_add(mlp);
-    let values = row.saturating_mul(rows).saturating_add(spec.vocab_size);
-    (values as u64).saturating_mul(size_of::<f32>() as u64)
+    let values = (row.saturating_mul(rows) as u64).saturating_mul(size_of::<f32>() as u64);
+    let widest_input = widest(&|layer| {
+        let attended = layer.attention.n_heads.saturating_mul(layer.attention.head_dim);
+        let intermediate = match &layer.mlp {
+            Mlp::Dense(network) => network.up.rows(),
+            Mlp::Experts { experts, .. } => experts.first().map_or(0, |expert| expert.up.rows()),
+        };
+        attended.max(intermediate).max(spec.hidden_size)
+    });
+    let quantized = (widest_input.saturating_mul(rows) as u64).saturating_mul(QUANTIZED_BYTES);
+    values.saturating_add(quantized).saturating_add((spec.vocab_size as u64).saturating_mul(LOGIT_BYTES))
 }
 
 /// What decides a plan.

@@ -24,7 +24,8 @@ use crate::tokenizer::Tokenizer;
 /// Multiply-adds of a chunk of prefill: about two seconds of work for two cores. Progress is told after each chunk, other
 /// sessions wait for one at most, and no more is lost when a prefill is cancelled.
 const CHUNK_WORK: usize = 300_000_000_000;
-/// The least tokens of a chunk: with fewer, bringing the weights into form takes a good part of the time.
+/// The least tokens that a matrix should meet in a chunk, on average: with fewer, bringing the weights into form takes a
+/// good part of the time.
 const LEAST_CHUNK: usize = 256;
 
 /// A model's facts, the table of its tensors, its tokenizer and template: read and checked, without its weights. It
@@ -180,6 +181,12 @@ impl Outline {
             projections.into_iter().fold(mlp, usize::saturating_add)
         });
         let work = layers.fold(0, usize::saturating_add);
-        (CHUNK_WORK / work.max(1) / 16 * 16).clamp(LEAST_CHUNK, MAX_ROWS)
+        // Of a mixture, an expert meets only a part of the tokens.
+        let spread = self.spec.layers.iter().map(|layer| match &layer.mlp {
+            Mlp::Dense(_) => 1,
+            Mlp::Experts { routing, experts, .. } => experts.len() / routing.n_chosen().max(1),
+        });
+        let least = LEAST_CHUNK.saturating_mul(spread.max().unwrap_or(1)).clamp(LEAST_CHUNK, MAX_ROWS);
+        (CHUNK_WORK / work.max(1) / 16 * 16).clamp(least, MAX_ROWS)
     }
 }
