@@ -29,13 +29,14 @@ pub struct Isa(Tier);
 enum Tier {
     Portable,
     #[cfg(target_arch = "x86_64")]
+    /// With or without AVX-VNNI for integer products, which its token knows.
     Avx2(isa::avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(isa::avx512::Avx512),
 }
 
 /// Every tier of this program, the slowest first, whether or not this CPU or architecture has it.
-const NAMES: [&str; 3] = ["portable", "avx2", "avx512"];
+const NAMES: [&str; 4] = ["portable", "avx2", "avx_vnni", "avx512"];
 
 impl Isa {
     /// The best tier that this CPU has.
@@ -72,6 +73,8 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             isa::avx2::Avx2::detect().map(Tier::Avx2),
             #[cfg(target_arch = "x86_64")]
+            isa::avx_vnni::AvxVnni::detect().map(isa::avx2::Avx2::with).map(Tier::Avx2),
+            #[cfg(target_arch = "x86_64")]
             isa::avx512::Avx512::detect().map(Tier::Avx512),
         ];
         tiers.into_iter().flatten().map(Isa).collect()
@@ -81,6 +84,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             Tier::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) if token.vnni().is_some() => "avx_vnni",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,7 @@
 //! Quantized weights: choosing the tier.
 
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx_vnni, avx2, avx512};
 use crate::cpu::{Isa, Tier};
 use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::int4::{self, Panel};
@@ -48,7 +48,10 @@ impl Isa {
         match self.0 {
             Tier::Portable => product::int4_product(panels, inputs, sums),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::integer::int4_product(token, panels, inputs, sums),
+            Tier::Avx2(token) => match token.vnni() {
+                Some(vnni) => avx_vnni::integer::int4_product(vnni, panels, inputs, sums),
+                None => avx2::integer::int4_product(token, panels, inputs, sums),
+            },
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::int4::int4_product(token, panels, inputs, sums),
         }
@@ -66,7 +69,10 @@ impl Isa {
         match self.0 {
             Tier::Portable => product::int8_product(panels, inputs, first, sums),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::integer::int8_product(token, panels, inputs, first, sums),
+            Tier::Avx2(token) => match token.vnni() {
+                Some(vnni) => avx_vnni::integer::int8_product(vnni, panels, inputs, first, sums),
+                None => avx2::integer::int8_product(token, panels, inputs, first, sums),
+            },
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::int8::int8_product(token, panels, inputs, first, sums),
         }
@@ -102,7 +108,10 @@ impl Isa {
         match self.0 {
             Tier::Portable => product::expanded_product(tile, scales, inputs, block, sums),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::integer::expanded_product(token, tile, scales, inputs, block, sums),
+            Tier::Avx2(token) => match token.vnni() {
+                Some(vnni) => avx_vnni::integer::expanded_product(vnni, tile, scales, inputs, block, sums),
+                None => avx2::integer::expanded_product(token, tile, scales, inputs, block, sums),
+            },
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::int4::expanded_product(token, tile, scales, inputs, block, sums),
         }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx2, half_quad, level_table, load_heads, prefetch_step};
+use super::{Avx2, half_quad, level_table, load_half, load_heads, prefetch_step, store_half};
 use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::int4::{self, Panel};
 use crate::quant::product::{self, BLOCK_STEPS, TILE_PANELS, TileQuad};
@@ -21,21 +21,6 @@ const STEP_GROUPS: usize = STEP / int4::GROUP;
 fn dot(sum: __m256i, magnitudes: __m256i, weights: __m256i, x: i32, factors: __m256i) -> __m256i {
     let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(_mm256_set1_epi32(x), weights));
     _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, factors))
-}
-
-/// `lanes[8 half..] = values`.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn store_half(lanes: &mut Lanes, half: usize, values: __m256) {
-    // SAFETY: eight values are writable.
-    unsafe { _mm256_storeu_ps(lanes.as_chunks_mut::<8>().0[half].as_mut_ptr(), values) };
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn load_half(lanes: &Lanes, half: usize) -> __m256 {
-    // SAFETY: eight values are readable.
-    unsafe { _mm256_loadu_ps(lanes.as_chunks::<8>().0[half].as_ptr()) }
 }
 
 /// The lower 16 bits of each lane in both of its halves.

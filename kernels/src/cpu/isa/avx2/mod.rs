@@ -10,22 +10,35 @@ use std::hint::black_box;
 
 use half::{bf16, f16};
 
+use super::avx_vnni::{self, AvxVnni};
 use super::elementwise::Loop;
 use crate::cpu::matrix::Element;
 use crate::cpu::probe;
 use crate::quant::inputs::{InputTile, Kind};
-use crate::quant::int4;
+use crate::quant::{Lanes, int4};
 
-/// Proof that this CPU has AVX2, FMA and F16C.
+/// Proof that this CPU has AVX2, FMA and F16C, and perhaps that it may use AVX-VNNI for integer products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cpu) struct Avx2(());
+pub(in crate::cpu) struct Avx2 {
+    vnni: Option<AvxVnni>,
+}
 
 impl Avx2 {
     /// The proof, if it holds.
     pub(in crate::cpu) fn detect() -> Option<Avx2> {
         let all =
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        all.then_some(Avx2(()))
+        all.then_some(Avx2 { vnni: None })
+    }
+
+    /// The proof for the tier that has AVX-VNNI as well, which itself proves all of this.
+    pub(in crate::cpu) fn with(vnni: AvxVnni) -> Avx2 {
+        Avx2 { vnni: Some(vnni) }
+    }
+
+    /// The proof of AVX-VNNI, if the tier has it.
+    pub(in crate::cpu) fn vnni(self) -> Option<AvxVnni> {
+        self.vnni
     }
 }
 
@@ -96,7 +109,7 @@ pub(super) fn fold(_: Avx2, data: &[u8]) -> u64 {
 }
 
 /// See [`probe::multiply`].
-pub(super) fn multiply(_: Avx2, operation: probe::Operation, rounds: usize) -> u64 {
+pub(super) fn multiply(token: Avx2, operation: probe::Operation, rounds: usize) -> u64 {
     /// Sums that do not wait for each other.
     const SUMS: usize = 12;
     /// Without VNNI a product of bytes takes three instructions. What they multiply depends on the last sum, or the
@@ -123,18 +136,19 @@ pub(super) fn multiply(_: Avx2, operation: probe::Operation, rounds: usize) -> u
         }
         black_box(sums);
     }
-    let lanes = match operation {
-        probe::Operation::Int8 => {
+    let lanes = match (operation, token.vnni()) {
+        (probe::Operation::Int8, Some(vnni)) => return avx_vnni::multiply_int8(vnni, rounds),
+        (probe::Operation::Int8, None) => {
             // SAFETY: the token proves the features.
             unsafe { int8(rounds) };
             32
         }
-        probe::Operation::F32 => {
+        (probe::Operation::F32, _) => {
             // SAFETY: the token proves the features.
             unsafe { float(rounds) };
             8
         }
-        probe::Operation::Bf16 => 0,
+        (probe::Operation::Bf16, _) => 0,
     };
     2 * lanes * (SUMS * rounds) as u64
 }
@@ -161,7 +175,7 @@ pub(super) fn quantize(_: Avx2, kind: Kind, x: &[f32], width: usize, tile: &mut 
 /// Half of a quad of a panel: eight rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn half_quad(quad: &[u8; 64], half: usize) -> __m256i {
+pub(super) fn half_quad(quad: &[u8; 64], half: usize) -> __m256i {
     // SAFETY: 32 bytes are readable, and the load needs no alignment.
     unsafe { _mm256_loadu_si256(quad.as_chunks::<32>().0[half].as_ptr().cast()) }
 }
@@ -169,7 +183,7 @@ fn half_quad(quad: &[u8; 64], half: usize) -> __m256i {
 /// The levels of int4 weights, in both halves of the register.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn level_table() -> __m256i {
+pub(super) fn level_table() -> __m256i {
     // SAFETY: sixteen bytes are readable.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(int4::TABLE.as_ptr().cast()) })
 }
@@ -177,7 +191,23 @@ fn level_table() -> __m256i {
 /// Eight rows' heads of a group of int4 weights, with their signs.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_heads(heads: &[u8; 16], half: usize) -> __m256i {
+pub(super) fn load_heads(heads: &[u8; 16], half: usize) -> __m256i {
     // SAFETY: eight bytes are readable.
     _mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(heads.as_chunks::<8>().0[half].as_ptr().cast()) })
+}
+
+/// `lanes[8 half..] = values`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn store_half(lanes: &mut Lanes, half: usize, values: __m256) {
+    // SAFETY: eight values are writable.
+    unsafe { _mm256_storeu_ps(lanes.as_chunks_mut::<8>().0[half].as_mut_ptr(), values) };
+}
+
+/// `lanes[8 half..]`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn load_half(lanes: &Lanes, half: usize) -> __m256 {
+    // SAFETY: eight values are readable.
+    unsafe { _mm256_loadu_ps(lanes.as_chunks::<8>().0[half].as_ptr()) }
 }
