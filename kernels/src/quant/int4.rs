@@ -42,6 +42,7 @@ pub(crate) fn group(step: &Step, index: usize) -> (&[[u8; 64]; 2], &[u8; PANEL_R
 }
 
 /// The pairs of quads of a step, two for each group, and the heads of all its groups.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn parts(step: &Step) -> (&[[u8; 64]; 2 * STEP / GROUP], &[u8; PANEL_ROWS * STEP / GROUP]) {
     let (codes, heads) = step.split_at(CODE_BYTES);

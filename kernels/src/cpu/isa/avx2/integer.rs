@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx2, half_quad, level_table, load_half, load_heads, prefetch_step, store_half};
+use super::{Avx2, half_quad, level_table, load_half, load_head_pairs, load_heads, prefetch_step, store_half};
 use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::int4::{self, Panel};
 use crate::quant::product::{self, BLOCK_STEPS, TILE_PANELS, TileQuad};
@@ -55,7 +55,7 @@ pub(in crate::cpu::isa) fn int4_product(_: Avx2, panels: &[Panel<'_>], inputs: &
 /// N columns, whose sums are `stride` apart.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, stride): (&mut [Lanes], usize)) {
-    let (table, low_half, shift_bits) = (level_table(), _mm256_set1_epi8(15), _mm256_set1_epi32(12));
+    let (table, low_half, shift_bits) = (level_table(), _mm256_set1_epi8(15), _mm256_set1_epi16(12));
     let quads = inputs.codes.as_chunks::<N>().0.as_chunks::<STEP_QUADS>().0;
     let group_sums = inputs.group_sums.as_chunks::<N>().0.as_chunks::<{ STEP_GROUPS / 2 }>().0;
     let blocks = quads.chunks(BLOCK_STEPS).zip(group_sums.chunks(BLOCK_STEPS)).zip(inputs.scales.as_chunks::<N>().0);
@@ -64,27 +64,30 @@ fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, str
         let mut totals = [[_mm256_setzero_si256(); N]; 2];
         for (step, (quads, group_sums)) in steps.iter().zip(quads.iter().zip(group_sums)) {
             prefetch_step(step);
-            for (g, quads) in quads.as_chunks::<4>().0.iter().enumerate() {
-                let (pairs, heads) = int4::group(step, g);
+            for (i, (quads, group_sums)) in
+                quads.as_chunks::<4>().0.as_chunks::<2>().0.iter().zip(group_sums).enumerate()
+            {
+                let groups = [int4::group(step, 2 * i), int4::group(step, 2 * i + 1)];
                 for (half, totals) in totals.iter_mut().enumerate() {
-                    let heads = load_heads(heads, half);
-                    let group_scales = _mm256_srai_epi32::<2>(heads);
-                    // group_scale * 4 shift in the 16 bits that meet this group's sum of the inputs, 0 in the others.
-                    let offsets = _mm256_and_si256(_mm256_slli_epi32::<2>(heads), shift_bits);
-                    let offsets = _mm256_mullo_epi16(group_scales, offsets);
-                    let offsets = if g % 2 == 0 { offsets } else { _mm256_slli_epi32::<16>(offsets) };
-                    let group_scales = twice(group_scales);
+                    let heads = load_head_pairs([groups[0].1, groups[1].1], half);
+                    let group_scales = _mm256_srai_epi16::<2>(heads);
+                    let shifts = _mm256_and_si256(_mm256_slli_epi16::<2>(heads), shift_bits);
+                    // group_scale * 4 shift of both groups, which meet the sums of their inputs.
+                    let offsets = _mm256_mullo_epi16(group_scales, shifts);
                     for j in 0..N {
-                        let shifted = _mm256_madd_epi16(offsets, _mm256_set1_epi32(group_sums[g / 2][j]));
+                        let shifted = _mm256_madd_epi16(offsets, _mm256_set1_epi32(group_sums[j]));
                         totals[j] = _mm256_add_epi32(totals[j], shifted);
                     }
-                    for (q, quad) in quads.iter().enumerate() {
-                        let codes = half_quad(&pairs[q / 2], half);
-                        let codes = if q % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
-                        let levels = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low_half));
-                        let magnitudes = _mm256_abs_epi8(levels);
-                        for j in 0..N {
-                            totals[j] = dot(totals[j], magnitudes, levels, quad[j], group_scales);
+                    let group_scales = [twice(group_scales), twice(_mm256_srli_epi32::<16>(group_scales))];
+                    for (g, quads) in quads.iter().enumerate() {
+                        for (q, quad) in quads.iter().enumerate() {
+                            let codes = half_quad(&groups[g].0[q / 2], half);
+                            let codes = if q % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
+                            let levels = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low_half));
+                            let magnitudes = _mm256_abs_epi8(levels);
+                            for j in 0..N {
+                                totals[j] = dot(totals[j], magnitudes, levels, quad[j], group_scales[g]);
+                            }
                         }
                     }
                 }

@@ -211,3 +211,12 @@ pub(super) fn load_half(lanes: &Lanes, half: usize) -> __m256 {
     // SAFETY: eight values are readable.
     unsafe { _mm256_loadu_ps(lanes.as_chunks::<8>().0[half].as_ptr()) }
 }
+
+/// Eight rows' heads of two groups of int4 weights, with their signs: in each lane the first group's below.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn load_head_pairs(heads: [&[u8; 16]; 2], half: usize) -> __m256i {
+    // SAFETY: eight bytes are readable.
+    let [first, second] = heads.map(|heads| unsafe { _mm_loadl_epi64(heads.as_chunks::<8>().0[half].as_ptr().cast()) });
+    _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(first, second))
+}

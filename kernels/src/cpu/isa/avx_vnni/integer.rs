@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-use super::super::avx2::{half_quad, level_table, load_half, load_heads, prefetch_step, store_half};
+use super::super::avx2::{half_quad, level_table, load_half, load_head_pairs, prefetch_step, store_half};
 use super::AvxVnni;
 use crate::quant::inputs::InputTile;
 use crate::quant::int4::{self, Panel};
@@ -26,6 +26,10 @@ pub(in crate::cpu::isa) fn int4_product(_: AvxVnni, panels: &[Panel<'_>], inputs
                 2 => int4_columns::<2>(panel, inputs, out),
                 3 => int4_columns::<3>(panel, inputs, out),
                 4 => int4_columns::<4>(panel, inputs, out),
+                5 => int4_columns::<5>(panel, inputs, out),
+                6 => int4_columns::<6>(panel, inputs, out),
+                7 => int4_columns::<7>(panel, inputs, out),
+                8 => int4_columns::<8>(panel, inputs, out),
                 _ => return product::int4_product(panels, inputs, sums),
             }
         }
@@ -37,35 +41,45 @@ pub(in crate::cpu::isa) fn int4_product(_: AvxVnni, panels: &[Panel<'_>], inputs
 fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, stride): (&mut [Lanes], usize)) {
     // With their sign bits turned, levels are unsigned and 128 more.
     let table = _mm256_xor_si256(level_table(), _mm256_set1_epi8(i8::MIN));
-    let (low_half, shift_bits) = (_mm256_set1_epi8(15), _mm256_set1_epi32(3));
-    let bias = _mm256_set1_epi32(int8::BIAS << 16);
+    let (low_half, shift_bits) = (_mm256_set1_epi8(15), _mm256_set1_epi16(12));
+    let bias = _mm256_set1_epi16(int8::BIAS as i16);
     let quads = inputs.codes.as_chunks::<N>().0.as_chunks::<STEP_QUADS>().0;
-    let group_sums = inputs.group_sums.as_chunks::<N>().0.as_chunks::<STEP_GROUPS>().0;
+    let group_sums = inputs.group_sums.as_chunks::<N>().0.as_chunks::<{ STEP_GROUPS / 2 }>().0;
     let blocks = quads.chunks(BLOCK_STEPS).zip(group_sums.chunks(BLOCK_STEPS)).zip(inputs.scales.as_chunks::<N>().0);
     let mut sums = [[_mm256_setzero_ps(); N]; 2];
     for (steps, ((quads, group_sums), scales)) in panel.steps.chunks(BLOCK_STEPS).zip(blocks) {
         let mut totals = [[_mm256_setzero_si256(); N]; 2];
         for (step, (quads, group_sums)) in steps.iter().zip(quads.iter().zip(group_sums)) {
             prefetch_step(step);
-            for (g, (quads, group_sums)) in quads.as_chunks::<4>().0.iter().zip(group_sums).enumerate() {
-                let (pairs, heads) = int4::group(step, g);
+            for (i, (quads, group_sums)) in
+                quads.as_chunks::<4>().0.as_chunks::<2>().0.iter().zip(group_sums).enumerate()
+            {
+                let groups = [int4::group(step, 2 * i), int4::group(step, 2 * i + 1)];
                 for (half, totals) in totals.iter_mut().enumerate() {
-                    let heads = load_heads(heads, half);
-                    // The pairs (shift, 128), which meet the sums of the inputs.
-                    let shifts = _mm256_or_si256(_mm256_and_si256(heads, shift_bits), bias);
-                    let group_scales = _mm256_srai_epi32::<2>(heads);
-                    let mut levels = [_mm256_setzero_si256(); 4];
-                    for (q, levels) in levels.iter_mut().enumerate() {
-                        let codes = half_quad(&pairs[q / 2], half);
-                        let codes = if q % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
-                        *levels = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low_half));
-                    }
+                    let heads = load_head_pairs([groups[0].1, groups[1].1], half);
+                    let group_scales = _mm256_srai_epi16::<2>(heads);
+                    let shifts = _mm256_and_si256(_mm256_slli_epi16::<2>(heads), shift_bits);
+                    // group_scale * (4 shift - 128) of both groups, which meet the sums of their inputs.
+                    let offsets = _mm256_mullo_epi16(group_scales, _mm256_sub_epi16(shifts, bias));
                     for j in 0..N {
-                        let mut sum = _mm256_madd_epi16(shifts, _mm256_set1_epi32(group_sums[j]));
-                        for (quad, levels) in quads.iter().zip(levels) {
-                            sum = _mm256_dpbusd_avx_epi32(sum, levels, _mm256_set1_epi32(quad[j]));
+                        totals[j] = _mm256_dpwssd_avx_epi32(totals[j], offsets, _mm256_set1_epi32(group_sums[j]));
+                    }
+                    let first = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(group_scales));
+                    let group_scales = [first, _mm256_srai_epi32::<16>(group_scales)];
+                    for (g, quads) in quads.iter().enumerate() {
+                        let mut levels = [_mm256_setzero_si256(); 4];
+                        for (q, levels) in levels.iter_mut().enumerate() {
+                            let codes = half_quad(&groups[g].0[q / 2], half);
+                            let codes = if q % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
+                            *levels = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low_half));
                         }
-                        totals[j] = _mm256_add_epi32(totals[j], _mm256_mullo_epi32(sum, group_scales));
+                        for j in 0..N {
+                            let mut sum = _mm256_setzero_si256();
+                            for (quad, levels) in quads.iter().zip(levels) {
+                                sum = _mm256_dpbusd_avx_epi32(sum, levels, _mm256_set1_epi32(quad[j]));
+                            }
+                            totals[j] = _mm256_add_epi32(totals[j], _mm256_mullo_epi32(sum, group_scales[g]));
+                        }
                     }
                 }
             }
