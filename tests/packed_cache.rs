@@ -58,6 +58,29 @@ fn packed_file(folder: &Path) -> PathBuf {
     folder.join(&entry.name)
 }
 
+/// A model that is packed and kept, and the logits that it must give.
+struct Kept {
+    model: PathBuf,
+    options: LoadOptions,
+    expected: Vec<u32>,
+    cache: tempfile::TempDir,
+    path: PathBuf,
+    good: Vec<u8>,
+}
+
+impl Kept {
+    fn new() -> Kept {
+        let model = golden("llama-defaults");
+        let options = LoadOptions { weights: WeightFormat::Int4, ..exact() };
+        let expected = bits(&Model::load(&model, options.clone()).expect("a model"));
+        let cache = tempfile::tempdir().expect("a folder");
+        load(&model, cache.path(), &options);
+        let path = packed_file(cache.path());
+        let good = fs::read(&path).expect("the packed file");
+        Kept { model, options, expected, cache, path, good }
+    }
+}
+
 #[test]
 fn packed_models_give_the_same_bits_as_quantizing_again() {
     let names = fs::read_dir(root().join("tests/golden/models")).expect("the golden models");
@@ -97,13 +120,7 @@ fn packed_files_are_valid_safetensors_files_with_aligned_matrices() {
 
 #[test]
 fn files_that_are_not_as_they_would_be_written_now_are_made_anew() {
-    let model = golden("llama-defaults");
-    let options = LoadOptions { weights: WeightFormat::Int4, ..exact() };
-    let expected = bits(&Model::load(&model, options.clone()).expect("a model"));
-    let cache = tempfile::tempdir().expect("a folder");
-    load(&model, cache.path(), &options);
-    let path = packed_file(cache.path());
-    let good = fs::read(&path).expect("the packed file");
+    let Kept { model, options, expected, cache, path, good } = Kept::new();
     let header_len = good.first_chunk::<8>().map_or(0, |length| u64::from_le_bytes(*length)) as usize;
     type Damage = fn(Vec<u8>, usize) -> Vec<u8>;
     let cases: [(&str, Damage); 9] = [
@@ -133,13 +150,7 @@ fn files_that_are_not_as_they_would_be_written_now_are_made_anew() {
 /// A process that is killed leaves a lock that nobody has, and a part of the temporary file, of any length.
 #[test]
 fn whatever_a_killed_process_leaves_is_made_anew_and_removed() {
-    let model = golden("llama-defaults");
-    let options = LoadOptions { weights: WeightFormat::Int4, ..exact() };
-    let expected = bits(&Model::load(&model, options.clone()).expect("a model"));
-    let cache = tempfile::tempdir().expect("a folder");
-    load(&model, cache.path(), &options);
-    let path = packed_file(cache.path());
-    let good = fs::read(&path).expect("the packed file");
+    let Kept { model, options, expected, cache, path, good } = Kept::new();
     let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
     let temporary = cache.path().join(format!(".{name}.tmp"));
     for part in 0..=20 {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::{Run, infer, run_command};
+use crate::{Run, infer, llama, run_command};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path that is text")
@@ -14,26 +14,7 @@ fn text(path: &Path) -> &str {
 
 /// A Llama with weights from a simple generator, large enough that quantizing takes a while.
 fn write_model(folder: &Path, n_layers: usize) {
-    const HIDDEN: usize = 256;
-    const INTERMEDIATE: usize = 1024;
-    const VOCAB: usize = 1000;
-    let mut tensors: Vec<(String, Vec<usize>)> = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),
-        ("model.norm.weight".to_owned(), vec![HIDDEN]),
-        ("lm_head.weight".to_owned(), vec![VOCAB, HIDDEN]),
-    ];
-    for layer in 0..n_layers {
-        let mut add =
-            |name: &str, shape: &[usize]| tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
-        add("input_layernorm", &[HIDDEN]);
-        add("post_attention_layernorm", &[HIDDEN]);
-        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
-            add(&format!("self_attn.{name}"), &[HIDDEN, HIDDEN]);
-        }
-        add("mlp.gate_proj", &[INTERMEDIATE, HIDDEN]);
-        add("mlp.up_proj", &[INTERMEDIATE, HIDDEN]);
-        add("mlp.down_proj", &[HIDDEN, INTERMEDIATE]);
-    }
+    let (tensors, config) = llama(256, 1024, n_layers);
     let mut state = 1u32;
     let mut value = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -53,11 +34,6 @@ fn write_model(folder: &Path, n_layers: usize) {
     });
     let file = safetensors::serialize(views, None).expect("a file");
     fs::write(folder.join("model.safetensors"), file).expect("weights");
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "vocab_size": VOCAB, "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE, "num_hidden_layers": n_layers, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "max_position_embeddings": 128,
-    });
     fs::write(folder.join("config.json"), config.to_string()).expect("a config");
 }
 

@@ -4,6 +4,7 @@ mod answer;
 mod bench;
 mod cache;
 mod logits;
+#[cfg(target_os = "linux")]
 mod memory;
 mod quantize;
 mod readme;
@@ -96,4 +97,32 @@ fn demo_files(names: &[&str]) -> tempfile::TempDir {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
+}
+
+/// Names and shapes of the tensors of a small Llama, and its config.json.
+fn llama(hidden: usize, intermediate: usize, n_layers: usize) -> (Vec<(String, Vec<usize>)>, serde_json::Value) {
+    const VOCAB: usize = 1000;
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![VOCAB, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+        ("lm_head.weight".to_owned(), vec![VOCAB, hidden]),
+    ];
+    for layer in 0..n_layers {
+        let mut add =
+            |name: &str, shape: &[usize]| tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
+        add("input_layernorm", &[hidden]);
+        add("post_attention_layernorm", &[hidden]);
+        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            add(&format!("self_attn.{name}"), &[hidden, hidden]);
+        }
+        add("mlp.gate_proj", &[intermediate, hidden]);
+        add("mlp.up_proj", &[intermediate, hidden]);
+        add("mlp.down_proj", &[hidden, intermediate]);
+    }
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "vocab_size": VOCAB, "hidden_size": hidden,
+        "intermediate_size": intermediate, "num_hidden_layers": n_layers, "num_attention_heads": hidden / 64,
+        "num_key_value_heads": hidden / 64, "max_position_embeddings": 128,
+    });
+    (tensors, config)
 }

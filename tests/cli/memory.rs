@@ -7,33 +7,13 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::{infer, text};
+use crate::{infer, llama, text};
 
 const MIB: u64 = 1 << 20;
 
 /// Writes a Llama in f32 of 0.4 GB, whose weights are a hole in the file: zeros that take no room on the disk.
 fn write_model(folder: &Path) -> u64 {
-    const HIDDEN: usize = 1024;
-    const INTERMEDIATE: usize = 4096;
-    const VOCAB: usize = 1000;
-    const N_LAYERS: usize = 6;
-    let mut tensors = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),
-        ("model.norm.weight".to_owned(), vec![HIDDEN]),
-        ("lm_head.weight".to_owned(), vec![VOCAB, HIDDEN]),
-    ];
-    for layer in 0..N_LAYERS {
-        let mut add =
-            |name: &str, shape: &[usize]| tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
-        add("input_layernorm", &[HIDDEN]);
-        add("post_attention_layernorm", &[HIDDEN]);
-        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
-            add(&format!("self_attn.{name}"), &[HIDDEN, HIDDEN]);
-        }
-        add("mlp.gate_proj", &[INTERMEDIATE, HIDDEN]);
-        add("mlp.up_proj", &[INTERMEDIATE, HIDDEN]);
-        add("mlp.down_proj", &[HIDDEN, INTERMEDIATE]);
-    }
+    let (tensors, config) = llama(1024, 4096, 6);
     let mut header = serde_json::Map::new();
     let mut end = 0;
     for (name, shape) in tensors {
@@ -46,11 +26,6 @@ fn write_model(folder: &Path) -> u64 {
     file.write_all(&(header.len() as u64).to_le_bytes()).expect("a length");
     file.write_all(header.as_bytes()).expect("a header");
     file.set_len(8 + header.len() as u64 + end).expect("a hole");
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "vocab_size": VOCAB, "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE, "num_hidden_layers": N_LAYERS, "num_attention_heads": 16,
-        "num_key_value_heads": 16, "max_position_embeddings": 128,
-    });
     fs::write(folder.join("config.json"), config.to_string()).expect("a config");
     end
 }
@@ -76,7 +51,6 @@ fn peak(mut command: Command) -> u64 {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn quantizing_and_decoding_hold_the_packed_weights_and_little_more() {
     let place = tempfile::tempdir().expect("a folder");
     let source = write_model(place.path());
