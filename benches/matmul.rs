@@ -1,6 +1,8 @@
-//! The speed of matrix products with the shapes of a 1.1B Llama, as shares of what the machine can do: decoding of
-//! the read bandwidth, prefill of the multiply-adds. The limits are measured in turn with the work, as they move with
-//! the neighbours. `cargo bench -p infer-kernels --bench matmul [threads] [formats]`; INFER_ISA as ever.
+//! The speed of matrix products with the shapes of a 1.1B Llama, as shares of what the machine can do. Reading the
+//! weights or multiplying is the limit (m or c), whichever takes longer. Both are measured in turn with the work, as
+//! they move with the neighbours.
+//!
+//! `cargo bench -p infer-kernels --bench matmul [threads] [formats] [tokens=1,3,17] [exact]`; INFER_ISA as ever.
 
 use std::time::Instant;
 
@@ -13,6 +15,12 @@ use infer_kernels::{Arithmetic, Dense, Isa, MatrixRef, Projection, Store, Team, 
 const WEIGHT_BYTES: usize = 400 << 20;
 
 const SHAPES: [(usize, usize); 4] = [(2048, 2048), (5632, 2048), (2048, 5632), (32000, 2048)];
+
+/// Numbers of tokens, unless others are asked for. What the others are compared with is first.
+const TOKENS: [usize; 7] = [1, 2, 4, 8, 16, 64, 512];
+
+/// Products with at least so many tokens are bound by arithmetic: one matrix of a shape is enough.
+const MANY: usize = 16;
 
 const FORMATS: [&str; 5] = ["f32", "f16", "bf16", "int8", "int4"];
 
@@ -49,6 +57,16 @@ impl Weights {
         }
     }
 
+    /// All of a format, as it lies in memory: how fast it can be read depends on its pages.
+    fn bytes(&self, format: &str) -> &[u8] {
+        match format {
+            "f32" => bytemuck::cast_slice(&self.f32),
+            "f16" => bytemuck::cast_slice(&self.f16),
+            "bf16" => bytemuck::cast_slice(&self.bf16),
+            _ => &self.packed,
+        }
+    }
+
     /// As many whole matrices as fit.
     fn matrices(&self, format: &str, rows: usize, cols: usize) -> Vec<MatrixRef<'_>> {
         let n = rows * cols;
@@ -76,7 +94,7 @@ fn bytes(format: &str, rows: usize, cols: usize) -> usize {
 }
 
 /// Seconds of a product with one matrix, all matrices in turn.
-fn product(team: &Team, matrices: &[MatrixRef<'_>], n_tokens: usize) -> f64 {
+fn product(team: &Team, matrices: &[MatrixRef<'_>], n_tokens: usize, arithmetic: Arithmetic) -> f64 {
     let (rows, cols) = (matrices[0].rows(), matrices[0].cols());
     let x: Vec<f32> = (0..n_tokens * cols).map(|i| (i % 13) as f32 - 6.0).collect();
     let mut out = vec![0.0; n_tokens * rows];
@@ -84,7 +102,7 @@ fn product(team: &Team, matrices: &[MatrixRef<'_>], n_tokens: usize) -> f64 {
         team.run(|crew| {
             for weight in matrices {
                 let group = [Projection { weight: *weight, bias: None }];
-                matmul(crew, &x, n_tokens, &group, Arithmetic::Reduced, Store::Set, &mut out);
+                matmul(crew, &x, n_tokens, &group, arithmetic, Store::Set, &mut out);
             }
         });
     });
@@ -99,51 +117,62 @@ fn bandwidth(team: &Team, data: &[u8]) -> f64 {
     data.len() as f64 / time / 1e9
 }
 
-/// 10^9 operations a second of multiply-adds.
+/// 10^9 operations a second of multiply-adds, in f32 where the tier has no instruction for others.
 fn peak(team: &Team, operation: Operation) -> f64 {
     let mut operations = 0;
     let time = seconds(|| operations = team.run(|crew| probe::multiply(crew, operation, 400)));
-    operations as f64 / time / 1e9
+    if operations == 0 { peak(team, Operation::F32) } else { operations as f64 / time / 1e9 }
 }
 
-fn main() -> Result<(), infer_kernels::KernelError> {
+/// What multiplies a format's weights fastest.
+fn operation(format: &str, arithmetic: Arithmetic) -> Operation {
+    match format {
+        _ if arithmetic == Arithmetic::Exact => Operation::F32,
+        "int8" | "int4" => Operation::Int8,
+        "bf16" => Operation::Bf16,
+        _ => Operation::F32,
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
     let threads = arguments.iter().find_map(|argument| argument.parse().ok());
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-    let chosen = |format: &&str| arguments.iter().any(|argument| argument == format);
-    let all = !FORMATS.iter().any(chosen);
-    let formats: Vec<&str> = FORMATS.into_iter().filter(|format| all || chosen(format)).collect();
+    let tokens: Vec<usize> = match arguments.iter().find_map(|argument| argument.strip_prefix("tokens=")) {
+        Some(list) => list.split(',').map(str::parse).collect::<Result<_, _>>()?,
+        None => TOKENS.to_vec(),
+    };
+    let all = !FORMATS.iter().any(|format| has(format));
+    let arithmetic = if has("exact") { Arithmetic::Exact } else { Arithmetic::Reduced };
     let team = Team::new(threads, Isa::from_env()?)?;
     let weights = Weights::new();
-    println!("{}, {threads} threads; medians of {ROUNDS}, shares of limits measured in turn", team.isa().name());
-    println!(
-        "format    rows x cols | GB/s read | GB/s and share of 1 token,  2,  4,  8 | peak | Gop/s and share of 16 tokens, 512"
-    );
-    for format in formats {
-        let operation = if format.starts_with("int") { Operation::Int8 } else { Operation::F32 };
+    println!("{}, {threads} threads, {arithmetic:?}; medians of {ROUNDS}", team.isa().name());
+    println!("tokens: share of memory (m) or compute (c), and tokens a second against the first");
+    for format in FORMATS.into_iter().filter(|format| all || has(format)) {
         for (rows, cols) in SHAPES {
             let matrices = weights.matrices(format, rows, cols);
             let size = bytes(format, rows, cols) as f64 / 1e9;
             let flops = 2.0 * (rows * cols) as f64 / 1e9;
-            let mut columns = [const { Vec::new() }; 8];
+            let (mut read, mut peaks) = (Vec::new(), Vec::new());
+            let mut times = vec![Vec::new(); tokens.len()];
             for _ in 0..ROUNDS {
-                columns[0].push(bandwidth(&team, &weights.packed));
-                for (column, n) in [1, 2, 4, 8].into_iter().enumerate() {
-                    columns[1 + column].push(size / product(&team, &matrices, n));
-                }
-                columns[5].push(peak(&team, operation));
-                for (column, n) in [16, 512].into_iter().enumerate() {
-                    columns[6 + column].push(flops * n as f64 / product(&team, &matrices[..1], n));
+                read.push(bandwidth(&team, weights.bytes(format)));
+                peaks.push(peak(&team, operation(format, arithmetic)));
+                for (times, n) in times.iter_mut().zip(&tokens) {
+                    let matrices = if *n > MANY { &matrices[..1] } else { &matrices };
+                    times.push(product(&team, matrices, *n, arithmetic));
                 }
             }
-            let [read, one, two, four, eight, peak, sixteen, many] = columns.map(median);
-            print!("{format:>6} {rows:>7} x {cols:<5} | {read:>5.1}");
-            for speed in [one, two, four, eight] {
-                print!(" | {speed:>5.1} {:.2}", speed / read);
-            }
-            print!(" | {peak:>6.0}");
-            for speed in [sixteen, many] {
-                print!(" | {speed:>6.0} {:.2}", speed / peak);
+            let (read, peak) = (median(read), median(peaks));
+            print!("{format:>4} {rows:>5} x {cols:<4} {read:>5.1} GB/s {peak:>4.0} Gop/s");
+            let mut first = None;
+            for (times, n) in times.into_iter().zip(&tokens) {
+                let time = median(times);
+                let (memory, compute) = (size / read / time, flops * *n as f64 / peak / time);
+                let (share, limit) = if memory >= compute { (memory, 'm') } else { (compute, 'c') };
+                let speed = *n as f64 / time;
+                print!(" | {n}: {share:.2}{limit} x{:.1}", speed / *first.get_or_insert(speed));
             }
             println!();
         }

@@ -65,14 +65,15 @@ fn usual(weights: WeightFormat) -> LoadOptions {
 }
 
 /// Perplexity and mean KL divergence from exact arithmetic with the stored weights, of [`PATHS`]. A router that tips over
-/// to another expert can double int8's divergence: of fairy-mixtral the larger that is seen is recorded.
+/// to another expert can double int8's divergence, and treble that of activations in bf16: of fairy-mixtral the larger
+/// that is seen is recorded.
 type Recorded = (&'static str, WeightFormat, [(f64, f64); 2]);
 
 const RECORDED: [Recorded; 12] = [
     ("fairy-llama", WeightFormat::AsStored, [(33.164, 9.71e-6), (33.164, 9.74e-6)]),
     ("fairy-llama", WeightFormat::Int8, [(33.200, 4.37e-4), (33.200, 4.37e-4)]),
     ("fairy-llama", WeightFormat::Int4, [(33.355, 1.49e-2), (33.323, 1.46e-2)]),
-    ("fairy-mixtral", WeightFormat::AsStored, [(36.326, 1.70e-5), (36.326, 1.70e-5)]),
+    ("fairy-mixtral", WeightFormat::AsStored, [(36.326, 5.51e-5), (36.326, 1.70e-5)]),
     ("fairy-mixtral", WeightFormat::Int8, [(36.291, 4.52e-4), (36.302, 4.60e-4)]),
     ("fairy-mixtral", WeightFormat::Int4, [(36.622, 6.19e-3), (36.590, 6.25e-3)]),
     ("fairy-phi", WeightFormat::AsStored, [(32.354, 5.73e-6), (32.354, 5.72e-6)]),

@@ -1,5 +1,7 @@
 //! Weight matrices as kernels see them: borrowed, read-only, rows = output features.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::error::KernelError;
@@ -29,7 +31,7 @@ pub trait Element: Copy + Send + Sync + private::Lanes + 'static {
 pub(super) mod private {
     /// Keeps [`super::Element`] closed, and names what each tier needs to load it.
     #[cfg(target_arch = "x86_64")]
-    pub trait Lanes: crate::cpu::isa::avx2::Load {}
+    pub trait Lanes: crate::cpu::isa::avx2::Load + crate::cpu::isa::avx512::dense::Load {}
     /// Keeps [`super::Element`] closed.
     #[cfg(not(target_arch = "x86_64"))]
     pub trait Lanes {}
@@ -104,7 +106,12 @@ impl<'a, T: Element> Dense<'a, T> {
     /// The values of one row.
     pub fn row(&self, row: usize) -> &'a [T] {
         assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
-        &self.values[row * self.cols..][..self.cols]
+        self.rows(row..row + 1)
+    }
+
+    /// The values of some rows, one after the other.
+    pub(super) fn rows(&self, rows: Range<usize>) -> &'a [T] {
+        &self.values[rows.start * self.cols..rows.end * self.cols]
     }
 }
 

@@ -32,9 +32,6 @@ pub(crate) const BLOCK_STEPS: usize = Kind::Int4.block() / STEP;
 /// Panels of a tile that many tokens are multiplied with, side by side.
 pub(crate) const TILE_PANELS: usize = 4;
 
-/// Rows of such a tile.
-pub(crate) const TILE_ROWS: usize = TILE_PANELS * PANEL_ROWS;
-
 /// A quad of a tile of expanded weights: byte 4 r + i of a panel is w of input 4 q + i of its row r, plus 128.
 pub(crate) type TileQuad = [[u8; 64]; TILE_PANELS];
 

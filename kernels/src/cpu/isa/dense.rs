@@ -1,10 +1,11 @@
 //! Dense weights: choosing the tier.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2;
 use super::{LANES, portable};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 use crate::cpu::matrix::Element;
 use crate::cpu::{Isa, Tier};
+use crate::quant::Lanes;
 
 impl Isa {
     /// `out[i] = values[i]`, exact.
@@ -15,58 +16,77 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::dense::widen(token, values, out),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx2::dense::widen(token.avx2(), values, out),
+            Tier::Avx512(token) => avx512::dense::widen(token, values, out),
         }
     }
 
-    /// `sum_k weights[k] * x[t][k]` for each of N tokens.
-    pub(in crate::cpu) fn dot<T: Element, const N: usize>(self, weights: &[T], x: [&[f32]; N]) -> [f32; N] {
-        for x in x {
-            assert_eq!(x.len(), weights.len(), "length of an input row");
+    /// `out[t * stride + r] = sum_k weights[r * cols + k] * x[t * cols + k]`, reading the weights once, front to back.
+    pub(in crate::cpu) fn dots<T: Element>(
+        self,
+        weights: &[T],
+        x: &[f32],
+        cols: usize,
+        (out, stride): (&mut [f32], usize),
+    ) {
+        check_dots(weights.len(), x.len(), cols, (out.len(), stride));
+        match self.0 {
+            Tier::Portable => portable::dots(weights, x, cols, (out, stride)),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2(token) => avx2::dense::dots(token, weights, x, cols, (out, stride)),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::dense::dots(token, weights, x, cols, (out, stride)),
+        }
+    }
+
+    /// `panel[k][r] = rows[r][k]`. May ask for as many values that follow in each row.
+    pub(in crate::cpu) fn pack<T: Element>(self, rows: [&[T]; LANES], panel: &mut [Lanes]) {
+        for row in rows {
+            assert_eq!(row.len(), panel.len(), "values of a row of a panel");
         }
         match self.0 {
-            Tier::Portable => portable::dot(weights, x),
+            Tier::Portable => portable::pack(rows, panel),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::dense::dot(token, weights, x),
+            Tier::Avx2(token) => avx2::dense::pack(token, rows, panel),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx2::dense::dot(token.avx2(), weights, x),
+            Tier::Avx512(token) => avx512::dense::pack(token, rows, panel),
         }
     }
 
-    /// `panel[k][r] = rows[r][k]`: LANES rows of `depth` values to a panel.
-    pub(in crate::cpu) fn pack(self, rows: &[f32], depth: usize, panel: &mut [f32]) {
-        assert_eq!(rows.len(), LANES * depth, "{LANES} rows of {depth}");
-        assert_eq!(panel.len(), LANES * depth, "a panel of {depth}");
-        match self.0 {
-            Tier::Portable => portable::pack(rows, depth, panel),
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::dense::pack(token, rows, depth, panel),
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx2::dense::pack(token.avx2(), rows, depth, panel),
-        }
+    /// `out[t][r] += sum_k x[t][k] * panel[k][r]` for `n` tokens; see [`Isa::gemm_panels`].
+    pub(in crate::cpu) fn gemm<T: Element>(self, n: usize, x: (&[f32], usize), panel: &[T], out: (&mut [f32], usize)) {
+        self.gemm_panels(n, x, panel, panel.len() / LANES, out);
     }
 
-    /// `out[t][r] += sum_k x[t][k] * panel[k][r]` for `n` tokens. Rows of `x` start `x_stride` apart, those of
-    /// `out` `out_stride`; the depth is the panel's.
-    pub(in crate::cpu) fn gemm<T: Element>(
+    /// `out[t][p][r] += sum_k x[t][k] * panels[p][k][r]` for `n` tokens and panels of `depth` inputs. Rows of `x` start
+    /// `x_stride` apart, those of `out` `out_stride`.
+    pub(in crate::cpu) fn gemm_panels<T: Element>(
         self,
         n: usize,
         (x, x_stride): (&[f32], usize),
-        panel: &[T],
+        panels: &[T],
+        depth: usize,
         (out, out_stride): (&mut [f32], usize),
     ) {
-        let depth = panel.len() / LANES;
         if n == 0 || depth == 0 {
             return;
         }
+        let width = panels.len() / depth;
+        assert!(panels.len().is_multiple_of(depth * LANES), "{} weights in panels of depth {depth}", panels.len());
         assert!(x.len() >= (n - 1) * x_stride + depth, "{} inputs for {n} rows of {depth}", x.len());
-        assert!(out.len() >= (n - 1) * out_stride + LANES, "{} outputs for {n} rows", out.len());
+        assert!(out.len() >= (n - 1) * out_stride + width, "{} outputs for {n} rows of {width}", out.len());
         match self.0 {
-            Tier::Portable => portable::gemm(n, (x, x_stride), panel, (out, out_stride)),
+            Tier::Portable => portable::gemm(n, (x, x_stride), panels, depth, (out, out_stride)),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::dense::gemm(token, n, (x, x_stride), panel, (out, out_stride)),
+            Tier::Avx2(token) => avx2::dense::gemm(token, n, (x, x_stride), panels, depth, (out, out_stride)),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx2::dense::gemm(token.avx2(), n, (x, x_stride), panel, (out, out_stride)),
+            Tier::Avx512(token) => avx512::dense::gemm(token, n, (x, x_stride), panels, depth, (out, out_stride)),
         }
     }
+}
+
+/// That `weights` values are rows of `cols`, so are `x`, and that `out` has room for their products.
+pub(super) fn check_dots(weights: usize, x: usize, cols: usize, (out, stride): (usize, usize)) {
+    assert!(cols > 0 && weights.is_multiple_of(cols) && x.is_multiple_of(cols), "{weights} and {x} in rows of {cols}");
+    let (rows, n) = (weights / cols, x / cols);
+    assert!(n > 0 && out >= (n - 1) * stride + rows, "{out} outputs for {n} tokens, {rows} rows {stride} apart");
 }

@@ -16,7 +16,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::unpack::unpack_int8(token, steps, out),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx2::unpack::unpack_int8(token.avx2(), steps, out),
+            Tier::Avx512(token) => avx512::unpack::unpack_int8(token, steps, out),
         }
     }
 
@@ -27,7 +27,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2(token) => avx2::unpack::unpack_int4(token, row_scales, steps, out),
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx2::unpack::unpack_int4(token.avx2(), row_scales, steps, out),
+            Tier::Avx512(token) => avx512::unpack::unpack_int4(token, row_scales, steps, out),
         }
     }
 

@@ -9,6 +9,7 @@ pub(super) mod avx2;
 pub(super) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx_vnni;
+pub(super) mod bf16;
 mod dense;
 pub(super) mod elementwise;
 mod integer;

@@ -8,6 +8,7 @@ use wide::f32x8;
 use super::LANES;
 use crate::cpu::matrix::Element;
 use crate::cpu::probe;
+use crate::quant::Lanes;
 
 /// Values that are widened at a time, on the stack.
 const CHUNK: usize = 256;
@@ -37,17 +38,20 @@ pub(super) fn widen<T: Element>(values: &[T], out: &mut [f32]) {
     out.iter_mut().zip(values).for_each(|(out, value)| *out = value.widen());
 }
 
-pub(super) fn dot<T: Element, const N: usize>(weights: &[T], x: [&[f32]; N]) -> [f32; N] {
-    let mut sums = [0.0; N];
+pub(super) fn dots<T: Element>(weights: &[T], x: &[f32], cols: usize, (out, stride): (&mut [f32], usize)) {
     let mut buffer = [0.0; CHUNK];
-    for (i, weights) in weights.chunks(CHUNK).enumerate() {
-        let wide = &mut buffer[..weights.len()];
-        widen(weights, wide);
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum += dot_f32(wide, &x[i * CHUNK..][..wide.len()]);
+    for (r, weights) in weights.chunks_exact(cols).enumerate() {
+        for t in 0..x.len() / cols {
+            out[t * stride + r] = 0.0;
+        }
+        for (i, weights) in weights.chunks(CHUNK).enumerate() {
+            let wide = &mut buffer[..weights.len()];
+            widen(weights, wide);
+            for (t, x) in x.chunks_exact(cols).enumerate() {
+                out[t * stride + r] += dot_f32(wide, &x[i * CHUNK..][..wide.len()]);
+            }
         }
     }
-    sums
 }
 
 fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
@@ -60,10 +64,10 @@ fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
     (lanes[0] + lanes[1]).reduce_add() + rest
 }
 
-pub(super) fn pack(rows: &[f32], depth: usize, panel: &mut [f32]) {
-    for (r, row) in rows.chunks_exact(depth).enumerate() {
-        for (lanes, value) in panel.as_chunks_mut::<LANES>().0.iter_mut().zip(row) {
-            lanes[r] = *value;
+pub(super) fn pack<T: Element>(rows: [&[T]; LANES], panel: &mut [Lanes]) {
+    for (r, row) in rows.into_iter().enumerate() {
+        for (lanes, value) in panel.iter_mut().zip(row) {
+            lanes[r] = value.widen();
         }
     }
 }
@@ -71,18 +75,21 @@ pub(super) fn pack(rows: &[f32], depth: usize, panel: &mut [f32]) {
 pub(super) fn gemm<T: Element>(
     n: usize,
     (x, x_stride): (&[f32], usize),
-    panel: &[T],
+    panels: &[T],
+    depth: usize,
     (out, out_stride): (&mut [f32], usize),
 ) {
-    let mut t = 0;
-    while t < n {
-        let (x, out) = (&x[t * x_stride..], &mut out[t * out_stride..]);
-        // Three tokens fill the sixteen registers of SSE2.
-        t += match n - t {
-            1 => tile::<T, 1>((x, x_stride), panel, (out, out_stride)),
-            2 => tile::<T, 2>((x, x_stride), panel, (out, out_stride)),
-            _ => tile::<T, 3>((x, x_stride), panel, (out, out_stride)),
-        };
+    for (p, panel) in panels.chunks_exact(depth * LANES).enumerate() {
+        let mut t = 0;
+        while t < n {
+            let (x, out) = ((&x[t * x_stride..], x_stride), (&mut out[t * out_stride + p * LANES..], out_stride));
+            // Three tokens fill the sixteen registers of SSE2.
+            t += match n - t {
+                1 => tile::<T, 1>(x, panel, out),
+                2 => tile::<T, 2>(x, panel, out),
+                _ => tile::<T, 3>(x, panel, out),
+            };
+        }
     }
 }
 

@@ -125,14 +125,14 @@ impl Part<'_> {
 
     /// The panels of a task, `n_panels` of them. Behind the last row the last panel is repeated; those sums are not
     /// looked at.
-    fn panels(&self, tile: &Tile<'_, f32>) -> [usize; TILE_PANELS] {
+    pub(super) fn panels(&self, tile: &Tile<'_, f32>) -> [usize; TILE_PANELS] {
         let rows = self.rows(tile);
         let (first, last) = (rows.start / PANEL_ROWS, (rows.end - 1) / PANEL_ROWS);
         std::array::from_fn(|i| last.min(first + i))
     }
 
     /// Calls `work` with the task's tokens and zeros for their sums, [token][panel], and finishes the sums.
-    fn with_sums(&self, tile: &mut Tile<'_, f32>, work: impl FnOnce(Range<usize>, &mut [Lanes])) {
+    pub(super) fn with_sums(&self, tile: &mut Tile<'_, f32>, work: impl FnOnce(Range<usize>, &mut [Lanes])) {
         let mut sums = SUMS.take();
         sums.clear();
         sums.resize(tile.rows.len() * self.n_panels, Lanes::default());

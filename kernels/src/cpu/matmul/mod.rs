@@ -4,6 +4,7 @@
 //! all tokens as they come. More tokens (prefill) are bound by arithmetic: a tile of weights is brought into the
 //! form that the inner kernel likes best and stays in the caches while it meets all tokens.
 
+mod bf16;
 mod exact;
 mod integer;
 
@@ -14,6 +15,7 @@ use super::matrix::MatrixRef;
 use crate::quant::PANEL_ROWS;
 use crate::quant::inputs::Kind;
 use crate::quant::product::TILE_PANELS;
+use bf16::RoundedInputs;
 use integer::QuantizedInputs;
 
 /// One matrix of a group that shares its input.
@@ -41,7 +43,8 @@ pub enum Arithmetic {
     #[default]
     Exact,
     /// With activations of fewer bits, as the weights like it best: quantized weights meet activations of 8 bits (see
-    /// [`crate::quant::inputs`]).
+    /// [`crate::quant::inputs`]), those in bf16 activations in bf16 where the tier multiplies these faster, unless
+    /// tokens are so few that reading the weights takes longer anyway.
     Reduced,
 }
 
@@ -80,6 +83,9 @@ pub fn matmul(
     let wanted = |kind| group.iter().any(|p| kind_of(&p.weight) == Some(kind));
     let all_integer = arithmetic == Arithmetic::Reduced && group.iter().all(|p| kind_of(&p.weight).is_some());
     let few = n_tokens <= if all_integer { integer::FEW } else { FEW };
+    let has_bf16 = group.iter().any(|p| matches!(p.weight, MatrixRef::Bf16(_)));
+    let bf16_isa = isa.bf16().filter(|_| arithmetic == Arithmetic::Reduced && has_bf16 && n_tokens > bf16::EXACT);
+    let rounded = bf16_isa.map(|bf16| RoundedInputs::new(crew, bf16, x, n_tokens, cols));
     let n_panels = match n_tokens {
         1 => 1,
         _ if !few => TILE_PANELS,
@@ -93,9 +99,10 @@ pub fn matmul(
     let height = n_tokens.div_ceil(tile_width).div_ceil(n_tokens.div_ceil(HEIGHT)) * tile_width;
     crew.tiles(out, &widths, n_panels * PANEL_ROWS, height, |mut tile| {
         let part = Part { projection: &group[tile.segment], first: tile.start_of_segment, n_panels, store };
-        match (&part.projection.weight, &inputs) {
-            (MatrixRef::Int4(m), Some(inputs)) => part.int4(isa, m, inputs, &mut tile),
-            (MatrixRef::Int8(m), Some(inputs)) => part.int8(isa, m, inputs, &mut tile),
+        match (&part.projection.weight, &inputs, &rounded) {
+            (MatrixRef::Int4(m), Some(inputs), _) => part.int4(isa, m, inputs, &mut tile),
+            (MatrixRef::Int8(m), Some(inputs), _) => part.int8(isa, m, inputs, &mut tile),
+            (MatrixRef::Bf16(m), _, Some(inputs)) => part.bf16(m, inputs, cols, &mut tile),
             _ => {
                 let x = &x[tile.rows.start * cols..tile.rows.end * cols];
                 part.exact(isa, x, cols, &mut tile);

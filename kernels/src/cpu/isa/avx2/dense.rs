@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::super::LANES;
-use super::Avx2;
+use super::{AHEAD, Avx2};
 use crate::cpu::matrix::Element;
+use crate::quant::Lanes;
 
 pub(in crate::cpu::isa) fn widen<T: Element>(_: Avx2, values: &[T], out: &mut [f32]) {
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -20,61 +21,111 @@ pub(in crate::cpu::isa) fn widen<T: Element>(_: Avx2, values: &[T], out: &mut [f
     unsafe { inner(values, out) }
 }
 
-pub(in crate::cpu::isa) fn dot<T: Element, const N: usize>(_: Avx2, weights: &[T], x: [&[f32]; N]) -> [f32; N] {
-    // Accumulators enough to hide the latency of the multiply-add, few enough to stay in registers.
-    // SAFETY: the token proves the features; Isa::dot has checked that the rows of x are as long as weights.
-    unsafe { if N <= 2 { dot_unrolled::<T, N, 4>(weights, x) } else { dot_unrolled::<T, N, 2>(weights, x) } }
+/// Rows and tokens that share their loads: eight sums, two weights and one input, of sixteen registers.
+const ROWS: usize = 2;
+const TOKENS: usize = 4;
+
+pub(in crate::cpu::isa) fn dots<T: Element>(
+    _: Avx2,
+    weights: &[T],
+    x: &[f32],
+    cols: usize,
+    (out, stride): (&mut [f32], usize),
+) {
+    let n = x.len() / cols;
+    // A single token is bound by memory, which likes one stream best.
+    let at_once = if n == 1 { 1 } else { ROWS };
+    let width = n.div_ceil(n.div_ceil(TOKENS));
+    for (i, weights) in weights.chunks(at_once * cols).enumerate() {
+        for (j, x) in x.chunks(width * cols).enumerate() {
+            let out = (&mut out[j * width * stride + i * at_once..], stride);
+            // Sums enough to hide the latency of the multiply-add, few enough to stay in registers.
+            // SAFETY: the token proves the features; Isa::dots has checked that weights and inputs are whole rows of
+            // `cols`, and that there is room for the sums.
+            unsafe {
+                match (weights.len() / cols, x.len() / cols) {
+                    (ROWS, 1) => dot_tile::<T, ROWS, 1, 4>(weights, x, cols, out),
+                    (ROWS, 2) => dot_tile::<T, ROWS, 2, 2>(weights, x, cols, out),
+                    (ROWS, 3) => dot_tile::<T, ROWS, 3, 1>(weights, x, cols, out),
+                    (ROWS, _) => dot_tile::<T, ROWS, 4, 1>(weights, x, cols, out),
+                    (_, 1) => dot_tile::<T, 1, 1, 4>(weights, x, cols, out),
+                    (_, 2) => dot_tile::<T, 1, 2, 4>(weights, x, cols, out),
+                    (_, 3) => dot_tile::<T, 1, 3, 2>(weights, x, cols, out),
+                    _ => dot_tile::<T, 1, 4, 2>(weights, x, cols, out),
+                }
+            }
+        }
+    }
 }
 
-/// The dot products in U independent sums a token.
+/// R rows by N tokens, in U independent sums each.
 ///
 /// # Safety
-/// Rows of `x` are as long as `weights`.
+/// `weights` has R rows of `cols`, `x` has N; `out` has N rows of R, `stride` apart.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_unrolled<T: Element, const N: usize, const U: usize>(weights: &[T], x: [&[f32]; N]) -> [f32; N] {
-    let mut sums = [[_mm256_setzero_ps(); N]; U];
-    let n = weights.len();
+unsafe fn dot_tile<T: Element, const R: usize, const N: usize, const U: usize>(
+    weights: &[T],
+    x: &[f32],
+    cols: usize,
+    (out, stride): (&mut [f32], usize),
+) {
+    let mut sums = [[[_mm256_setzero_ps(); R]; N]; U];
+    // What is read next, in the order of memory: soon after a single row, after several once these are done.
+    let ahead = if R == 1 { AHEAD } else { R * cols * size_of::<T>() };
+    let ahead = weights.as_ptr().cast::<u8>().wrapping_add(ahead);
     let mut k = 0;
-    while k + 8 * U <= n {
+    while k + 8 * U <= cols {
+        for line in (0..8 * R * U * size_of::<T>()).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(R * k * size_of::<T>() + line).cast());
+        }
         for sums in &mut sums {
-            // SAFETY: the U steps of 8 end at most at n, the length of weights and of each row of x.
-            unsafe { dot_step(weights, x, k, sums) };
+            // SAFETY: the U steps of 8 end at most at `cols`.
+            unsafe { dot_step(weights, x, cols, k, sums) };
             k += 8;
         }
     }
-    while k + 8 <= n {
-        // SAFETY: k + 8 <= n.
-        unsafe { dot_step(weights, x, k, &mut sums[0]) };
+    while k + 8 <= cols {
+        // SAFETY: k + 8 <= cols.
+        unsafe { dot_step(weights, x, cols, k, &mut sums[0]) };
         k += 8;
     }
     // No closure sees the sums: one that is not inlined would keep them in memory during the loops above.
-    let mut totals = [0.0; N];
-    for (t, total) in totals.iter_mut().enumerate() {
-        let mut all = sums[0][t];
-        for sums in &sums[1..] {
-            all = _mm256_add_ps(all, sums[t]);
-        }
-        *total = reduce(all);
-        for (weight, x) in weights[k..].iter().zip(&x[t][k..]) {
-            *total += weight.widen() * x;
+    for t in 0..N {
+        for r in 0..R {
+            let mut all = sums[0][t][r];
+            for sums in &sums[1..] {
+                all = _mm256_add_ps(all, sums[t][r]);
+            }
+            let mut total = reduce(all);
+            for k in k..cols {
+                total += weights[r * cols + k].widen() * x[t * cols + k];
+            }
+            out[t * stride + r] = total;
         }
     }
-    totals
 }
 
-/// Adds the products of eight weights from `k` on.
+/// Adds the products of eight weights of each row from `k` on.
 ///
 /// # Safety
-/// `weights` and the rows of `x` have at least k + 8 values.
+/// As for [`dot_tile`], and k + 8 is at most `cols`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_step<T: Element, const N: usize>(weights: &[T], x: [&[f32]; N], k: usize, sums: &mut [__m256; N]) {
-    // SAFETY: the caller vouches for k + 8 values.
-    let weights = unsafe { T::load8(weights.as_ptr().add(k)) };
-    for (sum, x) in sums.iter_mut().zip(x) {
-        // SAFETY: as above.
-        let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(k)) };
-        *sum = _mm256_fmadd_ps(weights, x, *sum);
+unsafe fn dot_step<T: Element, const R: usize, const N: usize>(
+    weights: &[T],
+    x: &[f32],
+    cols: usize,
+    k: usize,
+    sums: &mut [[__m256; R]; N],
+) {
+    for r in 0..R {
+        // SAFETY: row r has eight values from k on.
+        let weights = unsafe { T::load8(weights.as_ptr().add(r * cols + k)) };
+        for (t, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: so has token t.
+            let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(t * cols + k)) };
+            sums[r] = _mm256_fmadd_ps(weights, x, sums[r]);
+        }
     }
 }
 
@@ -87,35 +138,31 @@ fn reduce(lanes: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
-pub(in crate::cpu::isa) fn pack(_: Avx2, rows: &[f32], depth: usize, panel: &mut [f32]) {
-    // SAFETY: the token proves the features; Isa::pack has checked that both hold LANES * depth values.
-    unsafe { transpose(rows, depth, panel) }
-}
-
-/// The transpose of LANES rows of `depth`, in blocks of 8 x 8.
-///
-/// # Safety
-/// `rows` and `panel` hold LANES * depth values.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn transpose(rows: &[f32], depth: usize, panel: &mut [f32]) {
-    let blocks = depth / 8 * 8;
-    for k in (0..blocks).step_by(8) {
-        for r in [0, 8] {
-            // SAFETY: rows r..r + 8 <= LANES and columns k..k + 8 <= depth.
-            let row = |i: usize| unsafe { _mm256_loadu_ps(rows.as_ptr().add((r + i) * depth + k)) };
-            for (i, lanes) in
-                transpose8([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]).iter().enumerate()
-            {
-                // SAFETY: k + i < depth, and r + 8 <= LANES.
-                unsafe { _mm256_storeu_ps(panel.as_mut_ptr().add((k + i) * LANES + r), *lanes) };
+pub(in crate::cpu::isa) fn pack<T: Element>(_: Avx2, rows: [&[T]; LANES], panel: &mut [Lanes]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner<T: Element>(rows: [&[T]; LANES], panel: &mut [Lanes]) {
+        let (blocks, rest) = panel.as_chunks_mut::<8>();
+        let n_blocks = blocks.len();
+        for (b, block) in blocks.iter_mut().enumerate() {
+            for half in 0..2 {
+                let mut lanes = [_mm256_setzero_ps(); 8];
+                for (lanes, row) in lanes.iter_mut().zip(&rows[8 * half..]) {
+                    let values = &row.as_chunks::<8>().0[b];
+                    // SAFETY: eight values are readable.
+                    *lanes = unsafe { T::load8(values.as_ptr()) };
+                }
+                for (out, lanes) in block.iter_mut().zip(transpose8(lanes)) {
+                    // SAFETY: eight values are writable.
+                    unsafe { _mm256_storeu_ps(out.as_chunks_mut::<8>().0[half].as_mut_ptr(), lanes) };
+                }
             }
         }
-    }
-    for k in blocks..depth {
-        for r in 0..LANES {
-            panel[k * LANES + r] = rows[r * depth + k];
+        for (k, out) in rest.iter_mut().enumerate() {
+            out.iter_mut().zip(rows).for_each(|(out, row)| *out = row[8 * n_blocks + k].widen());
         }
     }
+    // SAFETY: the token proves the features.
+    unsafe { inner(rows, panel) }
 }
 
 /// The transpose of 8 x 8 values: pairs of rows, then pairs of pairs, then halves.
@@ -140,27 +187,29 @@ pub(in crate::cpu::isa) fn gemm<T: Element>(
     _: Avx2,
     n: usize,
     (x, x_stride): (&[f32], usize),
-    panel: &[T],
+    panels: &[T],
+    depth: usize,
     (out, out_stride): (&mut [f32], usize),
 ) {
-    let mut t = 0;
-    while t < n {
-        let (x, out) = (&x[t * x_stride..], &mut out[t * out_stride..]);
-        let (x, out) = ((x, x_stride), (out, out_stride));
-        // Six tokens are twelve sums, which with two weights and one input fill the sixteen registers. What is
-        // left over is cut evenly, as few sums wait for their own latency; one or two tokens sum in four parts.
-        // SAFETY: the token proves the features; Isa::gemm has checked that x has n rows of the panel's depth
-        // and out n rows of LANES.
-        t += unsafe {
-            match n - t {
-                1 => tile::<T, 1, 4>(x, panel, out),
-                2 => tile::<T, 2, 2>(x, panel, out),
-                3 => tile::<T, 3, 1>(x, panel, out),
-                4 | 7 | 8 => tile::<T, 4, 1>(x, panel, out),
-                5 | 9 | 10 => tile::<T, 5, 1>(x, panel, out),
-                _ => tile::<T, 6, 1>(x, panel, out),
-            }
-        };
+    for (p, panel) in panels.chunks_exact(depth * LANES).enumerate() {
+        let mut t = 0;
+        while t < n {
+            let (x, out) = ((&x[t * x_stride..], x_stride), (&mut out[t * out_stride + p * LANES..], out_stride));
+            // Six tokens are twelve sums, which with two weights and one input fill the sixteen registers. What is
+            // left over is cut evenly, as few sums wait for their own latency; one or two tokens sum in four parts.
+            // SAFETY: the token proves the features; Isa::gemm_panels has checked that x has n rows of the panels'
+            // depth and out n rows of their lanes.
+            t += unsafe {
+                match n - t {
+                    1 => tile::<T, 1, 4>(x, panel, out),
+                    2 => tile::<T, 2, 2>(x, panel, out),
+                    3 => tile::<T, 3, 1>(x, panel, out),
+                    4 | 7 | 8 => tile::<T, 4, 1>(x, panel, out),
+                    5 | 9 | 10 => tile::<T, 5, 1>(x, panel, out),
+                    _ => tile::<T, 6, 1>(x, panel, out),
+                }
+            };
+        }
     }
 }
 

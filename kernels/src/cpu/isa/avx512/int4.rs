@@ -15,7 +15,7 @@ const STEP_GROUPS: usize = STEP / int4::GROUP;
 /// The levels of int4 weights at codes in the lower four bits of a byte, whatever its upper bits are.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn level_table() -> __m512i {
+pub(super) fn level_table() -> __m512i {
     // SAFETY: sixteen bytes are readable.
     _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(int4::TABLE.as_ptr().cast()) })
 }

@@ -4,10 +4,13 @@
 //! weights with four signed inputs, which every lane shares; weights are stored or looked up with a bias of 128,
 //! and what the bias adds is known from the inputs alone.
 
+pub(super) mod bf16;
+pub(in crate::cpu) mod dense;
 pub(super) mod inputs;
 pub(super) mod int4;
 pub(super) mod int8;
 pub(super) mod quantize;
+pub(super) mod unpack;
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -17,10 +20,9 @@ use super::elementwise::Loop;
 use crate::cpu::probe;
 use crate::quant::Lanes;
 
-/// Proof that this CPU has AVX-512 F, BW, VL, VNNI and VBMI, and all of [`Avx2`].
+/// Proof that this CPU has AVX-512 F, BW, VL, VNNI and VBMI, and all of [`super::avx2::Avx2`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cpu) struct Avx512 {
-    avx2: Avx2,
     bf16: Option<Bf16>,
 }
 
@@ -37,13 +39,8 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx512vbmi");
-        let avx2 = Avx2::detect().filter(|_| all)?;
-        Some(Avx512 { avx2, bf16: is_x86_feature_detected!("avx512bf16").then_some(Bf16(())) })
-    }
-
-    /// The weaker proof, for what AVX2 does as well.
-    pub(super) fn avx2(self) -> Avx2 {
-        self.avx2
+        let bf16 = is_x86_feature_detected!("avx512bf16").then_some(Bf16(()));
+        Avx2::detect().filter(|_| all).map(|_| Avx512 { bf16 })
     }
 
     /// The stronger proof, if it holds.
@@ -94,6 +91,12 @@ pub(super) fn compute<L: Loop>(_: Avx512, work: L) -> L::Output {
     }
     // SAFETY: the token proves the features.
     unsafe { inner(work) }
+}
+
+/// The mask of the first `n` of sixteen lanes.
+#[inline]
+fn lowest(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as u16
 }
 
 /// See [`probe::read`].

@@ -3,7 +3,7 @@
 use super::*;
 use crate::quant::int4::Int4Ref;
 use crate::quant::int8::Int8Ref;
-use crate::quant::product::{BLOCK_STEPS, TILE_ROWS};
+use crate::quant::product::BLOCK_STEPS;
 use crate::quant::{PANEL_ROWS, QUAD, STEP};
 
 /// Reproducible bytes (Marsaglia's xorshift).
@@ -40,6 +40,9 @@ impl Numbers {
         (0..n).map(|i| value(i, self.next())).collect()
     }
 }
+
+/// Rows of a tile.
+const TILE_ROWS: usize = TILE_PANELS * PANEL_ROWS;
 
 const COLS: [usize; 11] = [1, 15, 16, 17, 63, 64, 65, 256, 257, 300, 1000];
 
