@@ -168,16 +168,16 @@ def cpu():
 
 def run_infer(args, theirs, cases, threads):
     """Speeds and shares, by threads and case."""
+    at_depth = lambda *depths: [case for case in cases if case[2] in depths]
+    others = sorted({case[2] for case in cases} - {0})
     results = {}
-    for phase in ("prefill", "decode"):
-        of_phase = [case for case in cases if case[0] == phase]
-        if not of_phase:
-            continue
-        joined = lambda values: ",".join(str(value) for value in sorted(set(values)))
-        tokens, depths = joined(case[1] for case in of_phase), joined(case[2] for case in of_phase)
-        lengths = ["-p", tokens, "-n", "0"] if phase == "prefill" else ["-p", "0", "-n", tokens]
-        command = [str(args.infer), "bench", "--shape", args.shape, *OURS[theirs][1], *lengths, "-d", depths,
-                   "-t", joined(threads), "-r", "1", "--json"]
+    # Depths are for both phases, and prompts are measured at depth 0 alone.
+    for group in filter(None, [at_depth(0), at_depth(*others)]):
+        joined = lambda values: ",".join(str(value) for value in sorted(set(values))) or "0"
+        lengths = {phase: joined(tokens for kind, tokens, _ in group if kind == phase) for phase in ("prefill", "decode")}
+        command = [str(args.infer), "bench", "--shape", args.shape, *OURS[theirs][1], "-p", lengths["prefill"],
+                   "-n", lengths["decode"], "-d", joined(case[2] for case in group), "-t", joined(threads), "-r", "1",
+                   "--json"]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         for result in json.loads(output):
             case = (result["phase"], result["tokens"], result["depth"])
