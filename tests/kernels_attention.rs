@@ -1,6 +1,8 @@
 //! Attention against its definition in double precision.
 
-use infer_kernels::{AttentionShape, BLOCK_TOKENS, BlockTable, Isa, KvBlock, KvLayout, KvType, QueryRow, Team, attend};
+use infer_kernels::{
+    Arithmetic, AttentionShape, BLOCK_TOKENS, BlockTable, Isa, KvBlock, KvLayout, KvType, QueryRow, Team, attend,
+};
 
 /// Sequences whose keys and values are in a pool, with the stored values beside them.
 struct Cache {
@@ -52,7 +54,13 @@ impl Cache {
         Cache { layout, pool, tables, tokens }
     }
 
-    fn run(&self, isa: Isa, threads: usize, shape: &AttentionShape, q: &[f32], rows: &[QueryRow]) -> Vec<f32> {
+    fn run(
+        &self,
+        (isa, arithmetic, threads): (Isa, Arithmetic, usize),
+        shape: &AttentionShape,
+        q: &[f32],
+        rows: &[QueryRow],
+    ) -> Vec<f32> {
         let row_len = shape.n_heads * shape.head_dim;
         let q_stride = q.len() / rows.len();
         // With a window, blocks that no row can see have been given back.
@@ -65,7 +73,8 @@ impl Cache {
         let tables: Vec<_> = held.iter().map(|(first, t)| BlockTable { first_block: *first, blocks: t }).collect();
         let mut out = vec![f32::NAN; rows.len() * row_len];
         let team = Team::new(threads, isa).unwrap();
-        team.run(|crew| attend(crew, shape, &self.layout, LAYER, q, q_stride, rows, &tables, &self.pool, &mut out));
+        let (layout, pool) = (&self.layout, &self.pool);
+        team.run(|crew| attend(crew, shape, layout, LAYER, q, q_stride, rows, &tables, pool, arithmetic, &mut out));
         out
     }
 
@@ -125,17 +134,35 @@ fn cases() -> Vec<Case> {
         case(Bf16, (6, 6, 80), None, None, &[90], &[(0, 33..90)]),
         case(F32, (6, 2, 36), None, None, &[40, 17, 130], &[(0, 39..40), (2, 100..130), (1, 0..17)]),
         case(F16, (3, 3, 16), None, Some(2.0), &[50], &[(0, 10..50)]),
+        case(Int8, (8, 2, 64), None, None, &[90], &[(0, 0..90)]),
+        case(Int8, (4, 4, 18), None, Some(2.0), &[50, 33], &[(0, 49..50), (1, 0..33)]),
+        // Heads of every width and groups of every size; batches that fill no tile.
+        case(Bf16, (1, 1, 256), None, None, &[37], &[(0, 36..37)]),
+        case(Bf16, (2, 1, 128), None, None, &[150], &[(0, 149..150)]),
+        case(F16, (3, 1, 96), None, None, &[77], &[(0, 70..77)]),
+        case(Int8, (5, 1, 80), None, None, &[66], &[(0, 65..66)]),
+        case(Bf16, (6, 1, 20), None, None, &[33], &[(0, 31..33)]),
+        case(F16, (14, 2, 6), None, None, &[49], &[(0, 9..49)]),
+        case(Bf16, (7, 1, 7), None, None, &[49], &[(0, 45..49)]),
+        case(F32, (9, 3, 1), None, None, &[40], &[(0, 0..40)]),
+        case(F16, (10, 2, 96), None, None, &[40], &[(0, 0..40)]),
+        case(Bf16, (4, 1, 256), None, None, &[70], &[(0, 0..70)]),
         // Windows: of one, smaller and larger than a block, than the step, than the sequence.
         case(F32, (2, 1, 8), Some(1), None, &[40], &[(0, 0..40)]),
         case(F32, (2, 1, 8), Some(1), None, &[40], &[(0, 37..38)]),
         case(F16, (2, 2, 8), Some(5), None, &[60], &[(0, 30..60)]),
         case(F32, (4, 2, 24), Some(50), Some(5.0), &[200, 30], &[(0, 150..200), (1, 29..30)]),
         case(F32, (4, 2, 24), Some(999), None, &[90], &[(0, 80..90)]),
+        case(Bf16, (4, 2, 48), Some(70), None, &[300], &[(0, 100..300)]),
+        case(Int8, (8, 1, 32), Some(20), None, &[400], &[(0, 399..400)]),
         // Keys in several parts; with a window that hides whole parts from some rows.
         case(F16, (8, 2, 32), None, None, &[1500, 20], &[(0, 1499..1500), (1, 19..20)]),
+        case(Int8, (8, 2, 32), None, None, &[1100], &[(0, 1096..1100)]),
         case(F32, (1, 1, 18), Some(40), None, &[1500], &[(0, 900..960)]),
         // Enough tiles that keys are not split.
         case(F32, (8, 8, 8), None, None, &[700], &[(0, 200..700)]),
+        case(Bf16, (16, 8, 16), None, None, &[300], &[(0, 0..300)]),
+        case(F16, (8, 8, 16), None, None, &[50, 20, 31, 7], &[(3, 6..7), (1, 19..20), (0, 49..50), (2, 30..31)]),
     ]
 }
 
@@ -144,8 +171,10 @@ fn query_rows(case: &Case) -> Vec<QueryRow> {
     rows.flat_map(|(sequence, positions)| positions.map(move |position| QueryRow { sequence, position })).collect()
 }
 
-#[test]
-fn attention_equals_its_definition() {
+const EXACT: Arithmetic = Arithmetic::Exact;
+
+/// Calls `check(label, case's cache, shape, q, q_stride, rows)` with the inputs of each case.
+fn for_each_case(check: impl Fn(&str, &Cache, &AttentionShape, &[f32], usize, &[QueryRow])) {
     for (index, case) in cases().iter().enumerate() {
         let (n_heads, n_kv_heads, head_dim) = case.heads;
         let layout = KvLayout { n_layers: 3, n_kv_heads, head_dim, kv_type: case.kv_type };
@@ -156,31 +185,62 @@ fn attention_equals_its_definition() {
         // Rows of q hold more than the queries (keys and values of a fused projection).
         let q_stride = n_heads * head_dim + 5;
         let q: Vec<f32> = (0..rows.len() * q_stride).map(|i| 3.0 * number(i + 77)).collect();
+        check(&format!("case {index}, {:?} {:?}", case.kv_type, case.heads), &cache, &shape, &q, q_stride, &rows);
+    }
+}
+
+#[test]
+fn attention_equals_its_definition() {
+    for_each_case(|label, cache, shape, q, q_stride, rows| {
+        let row_len = shape.n_heads * shape.head_dim;
         for isa in Isa::available() {
-            let out = cache.run(isa, 1, &shape, &q, &rows);
-            assert_eq!(out, cache.run(isa, 3, &shape, &q, &rows), "case {index}, {}: threads", isa.name());
+            let label = format!("{label}, {}", isa.name());
+            let out = cache.run((isa, EXACT, 1), shape, q, rows);
+            assert_eq!(out, cache.run((isa, EXACT, 3), shape, q, rows), "{label}: threads");
             for (i, row) in rows.iter().enumerate() {
                 let q = &q[i * q_stride..][..q_stride];
-                let found = &out[i * n_heads * head_dim..][..n_heads * head_dim];
-                let alone = cache.run(isa, 2, &shape, q, &[*row]);
-                for (j, expected) in cache.exact(&shape, q, *row).iter().enumerate() {
+                let found = &out[i * row_len..][..row_len];
+                let alone = cache.run((isa, EXACT, 2), shape, q, &[*row]);
+                for (j, expected) in cache.exact(shape, q, *row).iter().enumerate() {
                     let error = (found[j] as f64 - expected).abs();
-                    assert!(
-                        error < 2e-6,
-                        "case {index}, {}, {row:?}, value {j}: {} is not {expected}",
-                        isa.name(),
-                        found[j]
-                    );
+                    assert!(error < 2e-6, "{label}, {row:?}, value {j}: {} is not {expected}", found[j]);
                     let moved = (found[j] - alone[j]).abs();
-                    assert!(
-                        moved < 1e-5,
-                        "case {index}, {}, {row:?}, value {j}: the batch moves it by {moved:e}",
-                        isa.name()
-                    );
+                    assert!(moved < 1e-5, "{label}, {row:?}, value {j}: the batch moves it by {moved:e}");
                 }
             }
         }
-    }
+    });
+}
+
+/// bf16 has eight significant bits: a query, a key, a weight and a value are each off by at most 2^-9 of themselves, and
+/// a score of these cases by about 0.02.
+#[test]
+fn reduced_arithmetic_is_near_the_definition_and_exact_for_few_queries_or_an_f32_cache() {
+    for_each_case(|label, cache, shape, q, q_stride, rows| {
+        let row_len = shape.n_heads * shape.head_dim;
+        let reduced = Arithmetic::Reduced;
+        for isa in Isa::available() {
+            let label = format!("{label}, {}", isa.name());
+            let out = cache.run((isa, reduced, 1), shape, q, rows);
+            assert_eq!(out, cache.run((isa, reduced, 3), shape, q, rows), "{label}: threads");
+            if cache.layout.kv_type == KvType::F32 {
+                assert_eq!(out, cache.run((isa, EXACT, 1), shape, q, rows), "{label}: an f32 cache");
+            }
+            for (i, row) in rows.iter().enumerate() {
+                let q = &q[i * q_stride..][..q_stride];
+                let found = &out[i * row_len..][..row_len];
+                let expected = cache.exact(shape, q, *row);
+                let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+                let error = squares(&mut expected.iter().zip(found).map(|(a, b)| a - *b as f64));
+                let share = (error / squares(&mut expected.iter().copied())).sqrt();
+                assert!(share < 0.03, "{label}, {row:?}: relative error {share:.4}");
+                if shape.n_heads / shape.n_kv_heads < 8 {
+                    let alone = cache.run((isa, reduced, 1), shape, q, &[*row]);
+                    assert_eq!(alone, cache.run((isa, EXACT, 1), shape, q, &[*row]), "{label}, {row:?}: one row");
+                }
+            }
+        }
+    });
 }
 
 #[test]
@@ -198,7 +258,8 @@ fn rows_and_tables_that_do_not_agree_are_named() {
         let rows = [QueryRow { sequence: 0, position }];
         let tables = [BlockTable { first_block, blocks }];
         let mut out = [0.0; 4];
-        let run = || team.run(|crew| attend(crew, &shape, &layout, 0, &[0.0; 4], 4, &rows, &tables, &pool, &mut out));
+        let run =
+            || team.run(|crew| attend(crew, &shape, &layout, 0, &[0.0; 4], 4, &rows, &tables, &pool, EXACT, &mut out));
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
         let text = panic.downcast_ref::<String>().unwrap();
         assert!(text.contains(message), "position {position}: {text}");

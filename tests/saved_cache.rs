@@ -10,7 +10,7 @@ fn a_saved_session_comes_back_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let windowed = root().join("tests/golden/models/mistral-window");
     for (name, model_folder) in [("demo", demo()), ("mistral-window", windowed)] {
-        for kv in [KvType::F32, KvType::F16, KvType::Bf16] {
+        for kv in [KvType::F32, KvType::F16, KvType::Bf16, KvType::Int8] {
             let model = Model::load(&model_folder, LoadOptions { kv: Some(kv), ..exact() }).expect("the model loads");
             let path = folder.path().join(format!("{name}.cache"));
             let prompt: Vec<u32> = (0..45).map(|index| 7 + index * 13 % 90).collect();
@@ -43,7 +43,7 @@ fn a_saved_cache_is_converted_to_the_models_type() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("demo.cache");
     let with = |kv| Model::load(demo(), LoadOptions { kv: Some(kv), ..exact() }).expect("the demo model loads");
-    let kinds = [KvType::F32, KvType::F16, KvType::Bf16];
+    let kinds = [KvType::F32, KvType::F16, KvType::Bf16, KvType::Int8];
     for saved in kinds {
         let mut session = session_with(&with(saved), "Once upon a time there was a king who had");
         session.save(&path).expect("saving");
@@ -53,7 +53,7 @@ fn a_saved_cache_is_converted_to_the_models_type() {
             other.restore(&path).unwrap_or_else(|error| panic!("{saved:?} to {restored:?}: {error}"));
             other.prefill(&[300]).expect("prefill");
             let difference = difference(other.logits().expect("logits"), session.logits().expect("logits"));
-            // bf16 rounds to 8 bits; logits are around 10.
+            // bf16 rounds to 8 bits, int8 to 7 and a sign; logits are around 10.
             assert!(difference < 0.2, "{saved:?} to {restored:?}: logits are {difference} apart");
         }
     }

@@ -123,6 +123,7 @@ pub enum KvArg {
     F32,
     F16,
     Bf16,
+    Q8,
 }
 
 /// Arithmetic of the forward pass.

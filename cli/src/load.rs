@@ -39,6 +39,7 @@ pub fn options(args: &ModelArgs, compute: Compute) -> Result<LoadOptions> {
             KvArg::F32 => KvType::F32,
             KvArg::F16 => KvType::F16,
             KvArg::Bf16 => KvType::Bf16,
+            KvArg::Q8 => KvType::Int8,
         }),
         memory: args.memory,
         ..LoadOptions::default()

@@ -73,7 +73,8 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// The arithmetic.
     pub compute: Compute,
-    /// Type of cached keys and values. Default: f32 with [`Compute::F32`]; else bf16 for a model stored in bf16, and f16 for any other.
+    /// Type of cached keys and values. Default: f32 with [`Compute::F32`]; else bf16 for a model stored in
+    /// bf16, and f16 for any other. Int8 takes half of their memory.
     pub kv: Option<KvType>,
     /// Bytes of memory that the model may use. Default: what is available to the process.
     pub memory: Option<u64>,

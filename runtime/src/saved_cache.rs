@@ -2,7 +2,7 @@
 //!
 //! The file is a safetensors file in one plain layout, whatever the blocks of a backend look like:
 //! - `tokens` [n] u32;
-//! - `layers.I.key` and `layers.I.value` [rows, n_kv_heads, head_dim] in the cache's own type: the last `rows` of the
+//! - `layers.I.key` and `layers.I.value` [rows, n_kv_heads, head_dim] in the cache's own type (f32 for int8): the last `rows` of the
 //!   cached tokens; all of them, but for a layer with a sliding window those that it can still see (and the rest
 //!   of their block).
 //!
@@ -280,7 +280,8 @@ fn read_exact(file: &mut File, buffer: &mut [u8]) -> std::io::Result<Option<()>>
 
 fn stored_dtype(kv_type: KvType) -> Dtype {
     match kv_type {
-        KvType::F32 => Dtype::F32,
+        // What int8 codes and their scales stand for: exact in f32, and the same codes again when stored.
+        KvType::F32 | KvType::Int8 => Dtype::F32,
         KvType::F16 => Dtype::F16,
         KvType::Bf16 => Dtype::BF16,
     }

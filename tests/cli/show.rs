@@ -52,6 +52,10 @@ fn the_memory_follows_the_options() {
     assert_eq!(number(&small, "context"), 64, "{small}");
     assert!(number(&small, "weights") < number(&plain, "weights"), "{small} {plain}");
     assert!(number(&small, "kv_cache") < number(&plain, "kv_cache"), "{small} {plain}");
+    // A byte for two, and a scale of four bytes for each token's 32 values of a head.
+    let of_cache = |kv: &str| number(&memory(&["--kv", kv, "--ctx", "64"]), "kv_cache");
+    assert_eq!(of_cache("q8") * 16, of_cache("bf16") * 9);
+    assert_eq!(of_cache("f32"), of_cache("f16") * 2);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn a_flags_bad_value_is_named_with_what_is_expected() {
         (&["--ctx", "99999999999999999999"], &["--ctx"]),
         (&["--memory", "0"], &["--memory", "8G"]),
         (&["--memory", "lots"], &["--memory", "lots"]),
-        (&["--kv", "int3"], &["--kv", "f16"]),
+        (&["--kv", "int3"], &["--kv", "f16", "q8"]),
         (&["--compute", "f64"], &["--compute", "f32"]),
         (&["--q4", "--q8"], &["--q4", "--q8"]),
         (&["--q4", "show", "--q8"], &["--q4", "--q8"]),

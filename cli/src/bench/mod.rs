@@ -22,7 +22,7 @@ struct Subject {
     model: String,
     /// `int4`, `int8`, or the type of the stored weights.
     format: String,
-    kv: String,
+    kv: &'static str,
     isa: &'static str,
     cost: Cost,
 }
@@ -109,7 +109,7 @@ fn open(args: &BenchArgs, model_args: &ModelArgs, options: LoadOptions) -> Resul
     };
     let format = format(&outline);
     let model = load::weights(outline, model_args.verbose)?;
-    let kv = format!("{:?}", model.kv_type()).to_lowercase();
+    let kv = model.kv_type().name();
     let cost = model.cost();
     Ok((model, Subject { model: name, format, kv, isa: Isa::from_env()?.name(), cost }))
 }

@@ -278,12 +278,49 @@ impl<'a> Crew<'a> {
             });
         });
     }
+
+    /// Cuts `out`, a matrix whose rows hold `row_len` values, into columns of `width` and the given ranges of rows, which
+    /// follow each other, and calls `task(range_index, tile)` once for each piece, spread over the workers.
+    pub(super) fn row_ranges<T: Send>(
+        &self,
+        out: &mut [T],
+        row_len: usize,
+        width: usize,
+        ranges: &[std::ops::Range<usize>],
+        task: impl Fn(usize, Tile<'_, T>) + Sync,
+    ) {
+        assert!(row_len > 0 && out.len().is_multiple_of(row_len), "{} values in rows of {row_len}", out.len());
+        assert!(width > 0 && row_len.is_multiple_of(width), "columns of {width} in rows of {row_len}");
+        let n_rows = out.len() / row_len;
+        let mut end = 0;
+        for rows in ranges {
+            assert!(end <= rows.start && rows.start <= rows.end && rows.end <= n_rows, "rows {rows:?} after {end}");
+            end = rows.end;
+        }
+        let n_across = row_len / width;
+        let base = Base(out.as_mut_ptr());
+        self.for_each(ranges.len() * n_across, |index| {
+            let (range, segment) = (index / n_across, index % n_across);
+            task(
+                range,
+                Tile {
+                    base: base.pointer(),
+                    row_len,
+                    rows: ranges[range].clone(),
+                    columns: segment * width..(segment + 1) * width,
+                    segment,
+                    start_of_segment: segment * width,
+                    _out: PhantomData,
+                },
+            );
+        });
+    }
 }
 
 /// The start of an output that tasks write in disjoint parts.
 struct Base<T>(*mut T);
 
-// SAFETY: a shared Base gives no access by itself; Crew::tiles hands out disjoint tiles, each to one thread at a
+// SAFETY: a shared Base gives no access by itself; Crew::tiles and row_ranges hand out disjoint tiles, each to one thread at a
 // time, which is sending parts of a `&mut [T]`.
 unsafe impl<T: Send> Sync for Base<T> {}
 
@@ -312,7 +349,7 @@ impl<T> Tile<'_, T> {
     pub(super) fn row(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows.len(), "row {i} of a tile of {} rows", self.rows.len());
         let offset = (self.rows.start + i) * self.row_len + self.columns.start;
-        // SAFETY: Crew::tiles cut the ranges from a matrix of whole rows, so the values lie inside it; tiles are
+        // SAFETY: Crew::tiles or row_ranges cut the ranges from a matrix of whole rows, so the values lie inside it; tiles are
         // disjoint and made once each, and `&mut self` keeps the rows of one tile apart.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(offset), self.columns.len()) }
     }

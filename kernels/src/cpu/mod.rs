@@ -8,6 +8,7 @@ pub mod attention;
 pub mod crew;
 mod isa;
 pub mod kv;
+mod lines;
 pub mod logits;
 mod math;
 pub mod matmul;

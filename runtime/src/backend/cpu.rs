@@ -7,7 +7,7 @@ mod project;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
-use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvBlock};
+use infer_kernels::cpu::kv::{self, BLOCK_TOKENS, CacheSlot, KvBlock};
 use infer_kernels::cpu::matmul::{Arithmetic, Store};
 use infer_kernels::cpu::{activation, rope, vector};
 use infer_kernels::{Crew, KvType, Team};
@@ -53,6 +53,8 @@ struct Buffers {
     normed: Vec<f32>,
     /// Query, key and value heads, [n_rows, (n_heads + 2 n_kv_heads) * head_dim].
     qkv: Vec<f32>,
+    /// Where each row's key and value go.
+    cache_slots: Vec<CacheSlot>,
     /// [n_rows, n_heads * head_dim].
     attended: Vec<f32>,
     /// Gate and up, [n_rows, 2 * intermediate].
@@ -203,7 +205,7 @@ impl CpuPass<'_> {
         let head_dim = attention.head_dim;
         let (query_width, kv_width) = (attention.n_heads * head_dim, attention.n_kv_heads * head_dim);
         let width = query_width + 2 * kv_width;
-        let Buffers { x, normed, qkv, projector, .. } = &mut **buffers;
+        let Buffers { x, normed, qkv, cache_slots, projector, .. } = &mut **buffers;
         normalize(crew, weights.attention_norm.as_ref(), backend.spec.hidden_size, x, normed);
         qkv.resize(n_rows * width, 0.0);
         let group: Vec<&Linear> = weights.query_key_value.iter().collect();
@@ -225,13 +227,14 @@ impl CpuPass<'_> {
 
         let slot = backend.slots[layer];
         let layout = &pool.groups()[slot.group].layout;
-        for (row, heads) in qkv.chunks_exact(width).enumerate() {
-            let position = batch.positions[row];
-            let table = &tables[slot.group][batch.row_sequence[row]];
-            let block = table.blocks[position / BLOCK_TOKENS - table.first_block];
-            let (key, value) = heads[query_width..].split_at(kv_width);
-            blocks[slot.group][block as usize].write(layout, slot.layer, position % BLOCK_TOKENS, key, value);
-        }
+        let cache_slot = |(position, sequence): (&usize, &usize)| {
+            let table = &tables[slot.group][*sequence];
+            let block = table.blocks[position / BLOCK_TOKENS - table.first_block] as usize;
+            CacheSlot { block, slot: position % BLOCK_TOKENS }
+        };
+        cache_slots.clear();
+        cache_slots.extend(batch.positions.iter().zip(&batch.row_sequence).map(cache_slot));
+        kv::append(crew, layout, slot.layer, cache_slots, qkv, width, query_width, &mut blocks[slot.group]);
     }
 
     pub fn attend(&mut self, layer: usize) {
@@ -251,7 +254,8 @@ impl CpuPass<'_> {
         let width = (attention.n_heads + 2 * attention.n_kv_heads) * attention.head_dim;
         attended.resize(queries.len() * attention.n_heads * attention.head_dim, 0.0);
         let (tables, blocks) = (&tables[slot.group], &blocks[slot.group]);
-        attention::attend(crew, &shape, layout, slot.layer, qkv, width, queries, tables, blocks, attended);
+        let arithmetic = backend.arithmetic;
+        attention::attend(crew, &shape, layout, slot.layer, qkv, width, queries, tables, blocks, arithmetic, attended);
     }
 
     pub fn attention_output(&mut self, layer: usize) {

@@ -8,18 +8,6 @@ use crate::cpu::{Isa, Tier};
 use crate::quant::Lanes;
 
 impl Isa {
-    /// `out[i] = values[i]`, exact.
-    pub(in crate::cpu) fn widen<T: Element>(self, values: &[T], out: &mut [f32]) {
-        assert_eq!(values.len(), out.len(), "values to widen");
-        match self.0 {
-            Tier::Portable => portable::widen(values, out),
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::dense::widen(token, values, out),
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx512::dense::widen(token, values, out),
-        }
-    }
-
     /// `out[t * stride + r] = sum_k weights[r * cols + k] * x[t * cols + k]`, reading the weights once, front to back.
     pub(in crate::cpu) fn dots<T: Element>(
         self,
@@ -50,11 +38,6 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::dense::pack(token, rows, panel),
         }
-    }
-
-    /// `out[t][r] += sum_k x[t][k] * panel[k][r]` for `n` tokens; see [`Isa::gemm_panels`].
-    pub(in crate::cpu) fn gemm<T: Element>(self, n: usize, x: (&[f32], usize), panel: &[T], out: (&mut [f32], usize)) {
-        self.gemm_panels(n, x, panel, panel.len() / LANES, out);
     }
 
     /// `out[t][p][r] += sum_k x[t][k] * panels[p][k][r]` for `n` tokens and panels of `depth` inputs. Rows of `x` start

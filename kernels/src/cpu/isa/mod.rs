@@ -3,6 +3,7 @@
 //! Operations call them through [`Isa`], whose value is the proof that the tier's instructions exist. The
 //! checks of shapes are here, so that a tier's file may rely on them.
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -16,7 +17,8 @@ mod integer;
 mod portable;
 mod quantize;
 
-use super::matrix::Element;
+pub(super) use attention::{HalfProducts, PanelValue, Product, QUERIES, STEP_BLOCKS};
+
 use super::{Isa, Tier, probe};
 
 /// Output features in the lanes of a panel: a panel is [depth][LANES].
@@ -24,7 +26,7 @@ pub(super) const LANES: usize = 16;
 
 impl Isa {
     /// Asks for values that will be read soon. Changes nothing but time.
-    pub(super) fn prefetch<T: Element>(self, values: &[T]) {
+    pub(super) fn prefetch<T: Copy>(self, values: &[T]) {
         match self.0 {
             Tier::Portable => portable::prefetch(values),
             #[cfg(target_arch = "x86_64")]

@@ -6,6 +6,7 @@ use std::hint::black_box;
 use wide::f32x8;
 
 use super::LANES;
+use super::attention::{PanelValue, Product};
 use crate::cpu::matrix::Element;
 use crate::cpu::probe;
 use crate::quant::Lanes;
@@ -14,7 +15,7 @@ use crate::quant::Lanes;
 const CHUNK: usize = 256;
 
 /// There is no portable way to ask.
-pub(super) fn prefetch<T: Element>(_: &[T]) {}
+pub(super) fn prefetch<T>(_: &[T]) {}
 
 /// See [`probe::multiply`].
 pub(super) fn multiply(operation: probe::Operation, rounds: usize) -> u64 {
@@ -116,4 +117,45 @@ fn tile<T: Element, const N: usize>(
         out.iter_mut().zip(values).for_each(|(out, sum)| *out += sum);
     }
     N
+}
+
+/// See [`crate::cpu::Isa::scores`].
+pub(super) fn scores<P: PanelValue>(product: Product<'_, f32, P>) {
+    let depth = product.blocks[0].len() / LANES;
+    for t in 0..product.n {
+        let x = &product.x[t * product.x_stride..][..depth];
+        for (block, out) in product.blocks.iter().zip(product.out[t * product.out_stride..].as_chunks_mut().0) {
+            *out = pair_sums(x, block);
+        }
+    }
+}
+
+/// See [`crate::cpu::Isa::add_values`].
+pub(super) fn add_values<P: PanelValue>(product: Product<'_, f32, P>) {
+    for (t, factor) in product.factors.iter().enumerate() {
+        let x = product.x[t * product.x_stride..].as_chunks::<LANES>().0;
+        let n_sums = product.blocks[0].len() / LANES;
+        product.out[t * product.out_stride..][..n_sums].iter_mut().for_each(|out| *out *= factor);
+        for (x, block) in x.iter().zip(product.blocks) {
+            let panels = block.chunks_exact(LANES * LANES);
+            for (panel, out) in panels.zip(product.out[t * product.out_stride..].as_chunks_mut::<LANES>().0) {
+                out.iter_mut().zip(pair_sums(x, panel)).for_each(|(out, sum)| *out += sum);
+            }
+        }
+    }
+}
+
+/// The product of a row with a panel of pairs, [x.len() / 2][LANES][2].
+fn pair_sums<P: PanelValue>(x: &[f32], panel: &[P]) -> [f32; LANES] {
+    let mut sums = [f32x8::ZERO; 4];
+    for ([even, odd], pairs) in x.as_chunks::<2>().0.iter().zip(panel.as_chunks::<{ 2 * LANES }>().0) {
+        let pair = f32x8::new([*even, *odd, *even, *odd, *even, *odd, *even, *odd]);
+        for (sum, values) in sums.iter_mut().zip(pairs.as_chunks::<8>().0) {
+            *sum += pair * f32x8::from(values.map(PanelValue::widen));
+        }
+    }
+    std::array::from_fn(|lane| {
+        let sums = sums[lane / 4].as_array();
+        sums[lane % 4 * 2] + sums[lane % 4 * 2 + 1]
+    })
 }

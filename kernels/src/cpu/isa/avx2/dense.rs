@@ -7,20 +7,6 @@ use super::{AHEAD, Avx2};
 use crate::cpu::matrix::Element;
 use crate::quant::Lanes;
 
-pub(in crate::cpu::isa) fn widen<T: Element>(_: Avx2, values: &[T], out: &mut [f32]) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner<T: Element>(values: &[T], out: &mut [f32]) {
-        let ((blocks, rest), (outs, out_rest)) = (values.as_chunks::<8>(), out.as_chunks_mut::<8>());
-        for (values, out) in blocks.iter().zip(outs) {
-            // SAFETY: both are arrays of eight values; the features are those of this function.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), T::load8(values.as_ptr())) };
-        }
-        out_rest.iter_mut().zip(rest).for_each(|(out, value)| *out = value.widen());
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(values, out) }
-}
-
 /// Rows and tokens that share their loads: eight sums, two weights and one input, of sixteen registers.
 const ROWS: usize = 2;
 const TOKENS: usize = 4;

@@ -1,5 +1,6 @@
 //! The inner kernels for AVX2, FMA and F16C (x86-64 since 2013 with Intel's Haswell, 2015 with AMD's Excavator).
 
+pub(super) mod attention;
 pub(super) mod dense;
 pub(super) mod integer;
 pub(super) mod quantize;
@@ -12,7 +13,6 @@ use half::{bf16, f16};
 
 use super::avx_vnni::{self, AvxVnni};
 use super::elementwise::Loop;
-use crate::cpu::matrix::Element;
 use crate::cpu::probe;
 use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::{Lanes, int4};
@@ -79,7 +79,7 @@ impl Load for bf16 {
     }
 }
 
-pub(super) fn prefetch<T: Element>(values: &[T]) {
+pub(super) fn prefetch<T>(values: &[T]) {
     for line in values.chunks(64 / size_of::<T>()) {
         // SAFETY: a prefetch reads nothing that can be seen, and the address is that of a value.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };

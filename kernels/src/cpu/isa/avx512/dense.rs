@@ -80,20 +80,6 @@ fn upper_halves(values: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
 }
 
-pub(in crate::cpu::isa) fn widen<T: Element>(_: Avx512, values: &[T], out: &mut [f32]) {
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn inner<T: Element>(values: &[T], out: &mut [f32]) {
-        let ((blocks, rest), (outs, out_rest)) = (values.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
-        for (values, out) in blocks.iter().zip(outs) {
-            // SAFETY: both are arrays of sixteen values; the features are those of this function.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), T::load16(values.as_ptr())) };
-        }
-        out_rest.iter_mut().zip(rest).for_each(|(out, value)| *out = value.widen());
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(values, out) }
-}
-
 /// Rows that share the loads of the inputs, and tokens that share those of the weights: 24 sums, four weights and one
 /// input, of 32 registers.
 pub(super) const ROWS: usize = 4;

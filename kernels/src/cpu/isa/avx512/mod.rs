@@ -4,6 +4,8 @@
 //! weights with four signed inputs, which every lane shares; weights are stored or looked up with a bias of 128,
 //! and what the bias adds is known from the inputs alone.
 
+pub(super) mod attention;
+pub(super) mod attention_bf16;
 pub(super) mod bf16;
 pub(in crate::cpu) mod dense;
 pub(super) mod inputs;

@@ -1,0 +1,468 @@
+//! One tile of queries over a part of their keys, for one KV head.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::softmax::{self, Softmax};
+use super::{AttentionShape, BlockTable, QueryRow};
+use crate::cpu::Isa;
+use crate::cpu::isa::{HalfProducts, LANES, Product, QUERIES, STEP_BLOCKS};
+use crate::cpu::kv::{BLOCK_TOKENS, KvBlock, KvLayout, KvType, PANEL, Stored};
+use crate::cpu::lines::Lines;
+use crate::cpu::matmul::Arithmetic;
+
+/// Queries of a tile from which products of bf16 pay: fewer are bound by reading the cache, and keep f32. Values that must
+/// be converted first are shared by more.
+const MANY_QUERIES: usize = 8;
+const MANY_TO_CONVERT: usize = 16;
+
+/// Keys of a step.
+const STEP: usize = STEP_BLOCKS * BLOCK_TOKENS;
+
+const _: () = assert!(BLOCK_TOKENS == LANES && PANEL == LANES, "a block's tokens and values are panels");
+
+/// What all tasks of one call share.
+pub(super) struct Inner<'a> {
+    pub isa: Isa,
+    pub arithmetic: Arithmetic,
+    pub shape: &'a AttentionShape,
+    pub layout: &'a KvLayout,
+    pub layer: usize,
+    pub q: &'a [f32],
+    pub q_stride: usize,
+    pub rows: &'a [QueryRow],
+    pub tables: &'a [BlockTable<'a>],
+    pub pool: &'a [KvBlock],
+}
+
+/// Memory that a thread keeps from task to task.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// The tile's queries, one below the other, [n, key depth], times the scale.
+    queries: Lines,
+    half_queries: Lines,
+    work: Work,
+    /// Results, see [`Inner::run`].
+    pub results: Lines,
+}
+
+/// What a chunk of queries and a step of keys need.
+#[derive(Default)]
+struct Work {
+    /// [QUERIES, STEP].
+    scores: Lines,
+    half_weights: Lines,
+    /// The scales of a step's keys, and of its values.
+    scales: Vec<f32>,
+    /// Keys and values of a step that cannot be used where they lie.
+    keys: Lines,
+    values: Lines,
+}
+
+/// Calls `run` with this thread's scratch memory.
+pub(super) fn with_scratch(run: impl FnOnce(&mut Scratch)) {
+    thread_local!(static SCRATCH: Cell<Scratch> = Cell::default());
+    // Taken out meanwhile: should `run` panic, the next call starts with nothing.
+    let mut scratch = SCRATCH.take();
+    run(&mut scratch);
+    SCRATCH.set(scratch);
+}
+
+/// How stored values of type T become panels of type P.
+enum Form<T, P, C: Fn(&[T], &mut [P])> {
+    /// They are such panels.
+    InPlace(for<'a> fn(&'a [T]) -> &'a [P]),
+    /// Once for all queries of a tile.
+    Converted(C),
+}
+
+type InPlace<T> = Form<T, T, fn(&[T], &mut [T])>;
+
+impl<T> InPlace<T> {
+    const SAME: InPlace<T> = Form::InPlace(|panel| panel);
+}
+
+/// The forms of keys and of values.
+struct Forms<T, K, V, CK: Fn(&[T], &mut [K]), CV: Fn(&[T], &mut [V])> {
+    keys: Form<T, K, CK>,
+    values: Form<T, V, CV>,
+}
+
+/// A few queries and the blocks of a step that they see.
+struct Chunk<'a, K, V> {
+    /// Queries of the tile.
+    queries: Range<usize>,
+    /// The first of the blocks' keys.
+    first_key: usize,
+    keys: &'a [&'a [K]],
+    values: &'a [&'a [V]],
+    /// What the first queries that see these blocks ask for meanwhile: while they meet keys, and while values.
+    ahead: (&'a [&'a [u8]], &'a [&'a [u8]]),
+    scales: Option<(&'a [f32], &'a [f32])>,
+}
+
+impl Inner<'_> {
+    /// See [`softmax::result_len`].
+    pub fn result_len(&self) -> usize {
+        softmax::result_len(self.layout.padded_head_dim())
+    }
+
+    /// The results of a tile for one KV head over some of its blocks, [queries, result_len].
+    pub fn run(
+        &self,
+        tile: Range<usize>,
+        blocks: &Range<usize>,
+        kv_head: usize,
+        scratch: &mut Scratch,
+        results: &mut [f32],
+    ) {
+        let (depth, result_len) = (self.layout.key_depth(), self.result_len());
+        results.chunks_exact_mut(result_len).for_each(softmax::start);
+        let n = results.len() / result_len;
+        let Scratch { queries, half_queries, work, .. } = scratch;
+        let queries = queries.room(n * depth);
+        self.load_queries(tile.clone(), kv_head, queries);
+        let part = Part { rows: &self.rows[tile], blocks: blocks.clone(), kv_head };
+        let pays = match self.layout.kv_type {
+            KvType::F32 => false,
+            KvType::F16 => n >= MANY_TO_CONVERT,
+            KvType::Bf16 | KvType::Int8 => n >= MANY_QUERIES,
+        };
+        let halves = self.isa.half_products().filter(|_| pays && self.arithmetic == Arithmetic::Reduced);
+        let Some(halves) = halves else {
+            match self.layout.kv_type {
+                KvType::F32 => self.in_f32::<f32>(&part, queries, work, results),
+                KvType::F16 => self.in_f32::<f16>(&part, queries, work, results),
+                KvType::Bf16 => self.in_f32::<bf16>(&part, queries, work, results),
+                KvType::Int8 => self.in_f32::<i8>(&part, queries, work, results),
+            }
+            return;
+        };
+        let half_queries = half_queries.room(n * depth);
+        halves.narrow::<f32>(queries, half_queries);
+        let (queries, half_queries) = (&*queries, &*half_queries);
+        match self.layout.kv_type {
+            KvType::Int8 => {
+                // Exact: a code has at most the eight bits of a bf16.
+                let narrow = |from: &[i8], to: &mut [bf16]| halves.narrow(from, to);
+                let forms = Forms { keys: Form::Converted(narrow), values: Form::Converted(narrow) };
+                let score = |chunk: &Chunk<'_, bf16, bf16>, out: &mut [f32]| {
+                    halves.scores(self.scores(half_queries, chunk, out))
+                };
+                self.in_bf16(halves, &part, forms, score, work, results);
+            }
+            KvType::F16 => {
+                // Rounded to bf16, keys would lose the bits that their type was chosen for, and so would scores.
+                let narrow = |from: &[f16], to: &mut [bf16]| halves.narrow(from, to);
+                let forms = Forms { keys: InPlace::SAME, values: Form::Converted(narrow) };
+                let score =
+                    |chunk: &Chunk<'_, f16, bf16>, out: &mut [f32]| self.isa.scores(self.scores(queries, chunk, out));
+                self.in_bf16(halves, &part, forms, score, work, results);
+            }
+            KvType::F32 | KvType::Bf16 => {
+                let forms = Forms { keys: InPlace::<bf16>::SAME, values: InPlace::SAME };
+                let score = |chunk: &Chunk<'_, bf16, bf16>, out: &mut [f32]| {
+                    halves.scores(self.scores(half_queries, chunk, out))
+                };
+                self.in_bf16(halves, &part, forms, score, work, results);
+            }
+        }
+    }
+
+    /// The heads of a group lie side by side in a row of q; here all queries lie one below the other.
+    fn load_queries(&self, tile: Range<usize>, kv_head: usize, queries: &mut [f32]) {
+        let (group, head_dim, depth) = (self.shape.group(), self.shape.head_dim, self.layout.key_depth());
+        let rows = tile.map(|row| &self.q[row * self.q_stride + kv_head * group * head_dim..][..group * head_dim]);
+        let heads = rows.flat_map(|row| row.chunks_exact(head_dim));
+        for (head, query) in heads.zip(queries.chunks_exact_mut(depth)) {
+            query.iter_mut().zip(head).for_each(|(query, q)| *query = q * self.shape.scale);
+            query[head_dim..].fill(0.0);
+        }
+    }
+
+    fn in_f32<T: Stored>(&self, part: &Part<'_>, queries: &[f32], work: &mut Work, results: &mut [f32]) {
+        if queries.len() <= QUERIES * self.layout.key_depth() {
+            let forms = Forms { keys: InPlace::<T>::SAME, values: InPlace::SAME };
+            self.in_f32_from(part, forms, queries, work, results);
+        } else {
+            let widen = |from: &[T], to: &mut [f32]| self.isa.widen_panel(from, to);
+            let forms = Forms { keys: Form::Converted(widen), values: Form::Converted(widen) };
+            self.in_f32_from(part, forms, queries, work, results);
+        }
+    }
+
+    fn in_f32_from<T: Stored, P: Stored>(
+        &self,
+        part: &Part<'_>,
+        forms: Forms<T, P, P, impl Fn(&[T], &mut [P]), impl Fn(&[T], &mut [P])>,
+        queries: &[f32],
+        work: &mut Work,
+        results: &mut [f32],
+    ) {
+        let result_len = self.result_len();
+        let Work { scores, scales, keys, values, .. } = work;
+        let scores = scores.room(QUERIES * STEP);
+        self.for_each_chunk(part, forms, keys, values, scales, |chunk| {
+            let n = chunk.queries.len();
+            let out = &mut results[chunk.queries.start * result_len..][..n * result_len];
+            self.isa.scores(self.scores(queries, &chunk, scores));
+            let factors = &self.softmax(part, &chunk, scores, out, |softmax| self.isa.weigh(softmax))[..n];
+            let (x, blocks, ahead) = (&scores[..], chunk.values, chunk.ahead.1);
+            self.isa.add_values(Product { n, x, x_stride: STEP, blocks, ahead, factors, out, out_stride: result_len });
+        });
+    }
+
+    /// With weights and values in bf16; `score` fills a chunk's scores.
+    fn in_bf16<T: Stored, K: Stored>(
+        &self,
+        halves: HalfProducts,
+        part: &Part<'_>,
+        forms: Forms<T, K, bf16, impl Fn(&[T], &mut [K]), impl Fn(&[T], &mut [bf16])>,
+        score: impl Fn(&Chunk<'_, K, bf16>, &mut [f32]),
+        work: &mut Work,
+        results: &mut [f32],
+    ) {
+        let result_len = self.result_len();
+        let Work { scores, half_weights, scales, keys, values } = work;
+        let (scores, weights) = (scores.room(QUERIES * STEP), half_weights.room(QUERIES * STEP));
+        self.for_each_chunk(part, forms, keys, values, scales, |chunk| {
+            let n = chunk.queries.len();
+            let out = &mut results[chunk.queries.start * result_len..][..n * result_len];
+            score(&chunk, scores);
+            let factors = &self.softmax(part, &chunk, scores, out, |softmax| halves.weigh(softmax, weights))[..n];
+            let (x, blocks, ahead) = (&weights[..], chunk.values, chunk.ahead.1);
+            halves.add_values(Product { n, x, x_stride: STEP, blocks, ahead, factors, out, out_stride: result_len });
+        });
+    }
+
+    /// The product that gives a chunk's scores.
+    fn scores<'a, X, K, V>(
+        &self,
+        queries: &'a [X],
+        chunk: &'a Chunk<'_, K, V>,
+        out: &'a mut [f32],
+    ) -> Product<'a, X, K> {
+        let (depth, n) = (self.layout.key_depth(), chunk.queries.len());
+        let (x, blocks, ahead) = (&queries[chunk.queries.start * depth..], chunk.keys, chunk.ahead.0);
+        Product { n, x, x_stride: depth, blocks, ahead, factors: &[], out, out_stride: STEP }
+    }
+
+    /// Calls `weigh` with the softmax of a chunk, and gives what old sums of values are to be multiplied with.
+    fn softmax<K, V>(
+        &self,
+        part: &Part<'_>,
+        chunk: &Chunk<'_, K, V>,
+        scores: &mut [f32],
+        results: &mut [f32],
+        weigh: impl FnOnce(Softmax<'_>),
+    ) -> [f32; QUERIES] {
+        let n_keys = chunk.keys.len() * BLOCK_TOKENS;
+        let mut visible = [const { 0..0 }; QUERIES];
+        for (visible, query) in visible.iter_mut().zip(chunk.queries.clone()) {
+            let position = part.rows[query / self.shape.group()].position;
+            let key = |key: usize| key.saturating_sub(chunk.first_key).min(n_keys);
+            *visible = key(self.shape.first_visible(position))..key(position + 1);
+        }
+        let visible = &visible[..chunk.queries.len()];
+        let (mut key_scales, value_scales) = chunk.scales.unzip();
+        if let Some(cap) = self.shape.softcap {
+            for scores in scores.chunks_exact_mut(STEP).take(visible.len()) {
+                self.isa.soften(&mut scores[..n_keys], key_scales, cap);
+            }
+            key_scales = None;
+        }
+        let (stride, result_len) = (STEP, self.result_len());
+        let mut factors = [1.0; QUERIES];
+        weigh(Softmax {
+            scores,
+            stride,
+            n_keys,
+            visible,
+            key_scales,
+            value_scales,
+            results,
+            result_len,
+            factors: &mut factors,
+        });
+        factors
+    }
+
+    /// Goes through a part's keys step by step, and for each through the queries that see some of them.
+    fn for_each_chunk<T: Stored, K: Stored, V: Stored>(
+        &self,
+        part: &Part<'_>,
+        forms: Forms<T, K, V, impl Fn(&[T], &mut [K]), impl Fn(&[T], &mut [V])>,
+        key_memory: &mut Lines,
+        value_memory: &mut Lines,
+        scales: &mut Vec<f32>,
+        mut run: impl FnMut(Chunk<'_, K, V>),
+    ) {
+        let group = self.shape.group();
+        let n = part.rows.len() * group;
+        let tokens = part.rows.iter().map(|row| row.position + 1).max().unwrap_or(0);
+        for start in part.blocks.clone().step_by(STEP_BLOCKS) {
+            let blocks = start..part.blocks.end.min(start + STEP_BLOCKS);
+            let all_keys = self.step_keys(part, blocks.clone(), &forms.keys, key_memory);
+            let all_values = self.step_values(part, blocks.clone(), tokens, &forms.values, value_memory);
+            self.step_scales(part, blocks.clone(), tokens, scales);
+            let next = blocks.end..part.blocks.end.min(blocks.end + STEP_BLOCKS);
+            let ahead = self.ahead::<T>(part, blocks.clone(), next, matches!(forms.values, Form::InPlace(_)));
+            let mut is_first = ahead.is_some();
+            for first in (0..n).step_by(QUERIES) {
+                let queries = first..n.min(first + QUERIES);
+                let rows = &part.rows[queries.start / group..queries.end.div_ceil(group)];
+                let first_visible = rows.iter().map(|row| self.shape.first_visible(row.position)).min().unwrap_or(0);
+                let last = rows.iter().map(|row| row.position).max().unwrap_or(0);
+                let seen = blocks.start.max(first_visible / BLOCK_TOKENS)..blocks.end.min(last / BLOCK_TOKENS + 1);
+                if seen.is_empty() {
+                    continue;
+                }
+                let within = seen.start - start..seen.end - start;
+                let keys = within.start * BLOCK_TOKENS..within.end * BLOCK_TOKENS;
+                let ahead = ahead.as_ref().filter(|_| is_first);
+                is_first = false;
+                run(Chunk {
+                    queries,
+                    first_key: seen.start * BLOCK_TOKENS,
+                    keys: &all_keys[within.clone()],
+                    values: &all_values[within.clone()],
+                    ahead: ahead.map_or((&[], &[]), |[values, keys]| (&values[within.clone()], &keys[within])),
+                    scales: scales.split_at_checked(STEP).map(|(k, v)| (&k[keys.clone()], &v[keys])),
+                });
+            }
+        }
+    }
+
+    /// The keys of some blocks.
+    fn step_keys<'a, T: Stored, K: Stored>(
+        &'a self,
+        part: &Part<'_>,
+        blocks: Range<usize>,
+        form: &Form<T, K, impl Fn(&[T], &mut [K])>,
+        memory: &'a mut Lines,
+    ) -> [&'a [K]; STEP_BLOCKS] {
+        let n = self.layout.key_depth() * BLOCK_TOKENS;
+        let mut keys: [&[K]; STEP_BLOCKS] = [&[]; STEP_BLOCKS];
+        match form {
+            Form::InPlace(same) => {
+                keys.iter_mut().zip(blocks).for_each(|(keys, block)| *keys = same(self.head::<T>(part, block).0));
+            }
+            Form::Converted(convert) => {
+                let memory = memory.room(STEP_BLOCKS * n);
+                let blocks = blocks.zip(memory.chunks_exact_mut(n));
+                blocks.for_each(|(block, to)| convert(self.head::<T>(part, block).0, to));
+                keys.iter_mut().zip(memory.chunks_exact(n)).for_each(|(keys, converted)| *keys = converted);
+            }
+        }
+        keys
+    }
+
+    /// The values of some blocks. Slots behind the last token may hold anything, even what is not finite: here they hold
+    /// zeros.
+    fn step_values<'a, T: Stored, V: Stored>(
+        &'a self,
+        part: &Part<'_>,
+        blocks: Range<usize>,
+        tokens: usize,
+        form: &Form<T, V, impl Fn(&[T], &mut [V])>,
+        memory: &'a mut Lines,
+    ) -> [&'a [V]; STEP_BLOCKS] {
+        let n = self.layout.padded_head_dim() * BLOCK_TOKENS;
+        let used = |block: usize| (tokens - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
+        let mut values: [&[V]; STEP_BLOCKS] = [&[]; STEP_BLOCKS];
+        match form {
+            Form::InPlace(same) => {
+                let edge = memory.room(n);
+                let last = blocks.end - 1;
+                if used(last) < BLOCK_TOKENS {
+                    edge.copy_from_slice(same(self.head::<T>(part, last).1));
+                    clear_slots(edge, used(last));
+                }
+                let edge = &*edge;
+                for (values, block) in values.iter_mut().zip(blocks) {
+                    let whole = used(block) == BLOCK_TOKENS;
+                    *values = if whole { same(self.head::<T>(part, block).1) } else { edge };
+                }
+            }
+            Form::Converted(convert) => {
+                let memory = memory.room(STEP_BLOCKS * n);
+                for (block, to) in blocks.zip(memory.chunks_exact_mut(n)) {
+                    convert(self.head::<T>(part, block).1, to);
+                    clear_slots(to, used(block));
+                }
+                values.iter_mut().zip(memory.chunks_exact(n)).for_each(|(values, converted)| *values = converted);
+            }
+        }
+        values
+    }
+
+    /// What will be read next: these blocks' values, and the next blocks' keys, or these again where no next is. None where
+    /// blocks are converted; the next are asked for at once then. Heads of one block lie far apart in memory, so the
+    /// hardware does not guess them.
+    fn ahead<T: Stored>(
+        &self,
+        part: &Part<'_>,
+        blocks: Range<usize>,
+        next: Range<usize>,
+        in_place: bool,
+    ) -> Option<[[&[u8]; STEP_BLOCKS]; 2]> {
+        if !in_place {
+            for block in next {
+                let (keys, values) = self.head::<T>(part, block);
+                self.isa.prefetch(keys);
+                self.isa.prefetch(values);
+            }
+            return None;
+        }
+        let mut ahead: [[&[u8]; STEP_BLOCKS]; 2] = [[&[]; STEP_BLOCKS]; 2];
+        for (i, block) in blocks.enumerate() {
+            let (keys, values) = self.head::<T>(part, block);
+            (ahead[0][i], ahead[1][i]) = (bytemuck::cast_slice(values), bytemuck::cast_slice(keys));
+        }
+        for (ahead, block) in ahead[1].iter_mut().zip(next) {
+            *ahead = bytemuck::cast_slice(self.head::<T>(part, block).0);
+        }
+        Some(ahead)
+    }
+
+    /// The scales of a step's keys, then of its values, [2, STEP]; those behind the last token are 0. Empty if the
+    /// cache needs none.
+    fn step_scales(&self, part: &Part<'_>, blocks: Range<usize>, tokens: usize, scales: &mut Vec<f32>) {
+        scales.clear();
+        for (i, block) in blocks.enumerate() {
+            let from = self.block(part, block).scales(self.layout, self.layer, part.kv_head);
+            let Some((keys, values)) = from else { return };
+            scales.resize(2 * STEP, 0.0);
+            let used = (tokens - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
+            scales[i * BLOCK_TOKENS..][..used].copy_from_slice(&keys[..used]);
+            scales[STEP + i * BLOCK_TOKENS..][..used].copy_from_slice(&values[..used]);
+        }
+    }
+
+    fn block(&self, part: &Part<'_>, block: usize) -> &KvBlock {
+        let table = &self.tables[part.rows[0].sequence];
+        &self.pool[table.blocks[block - table.first_block] as usize]
+    }
+
+    fn head<T: Stored>(&self, part: &Part<'_>, block: usize) -> (&[T], &[T]) {
+        self.block(part, block).head(self.layout, self.layer, part.kv_head)
+    }
+}
+
+/// What one task looks at: the rows of a tile, and blocks of their sequence, for one KV head.
+struct Part<'a> {
+    rows: &'a [QueryRow],
+    blocks: Range<usize>,
+    kv_head: usize,
+}
+
+/// Sets the values of the slots from `used` on to 0.
+fn clear_slots<P: Stored>(values: &mut [P], used: usize) {
+    for pairs in values.as_chunks_mut::<{ 2 * PANEL }>().0.chunks_exact_mut(BLOCK_TOKENS / 2) {
+        for slot in used..BLOCK_TOKENS {
+            pairs[slot / 2].iter_mut().skip(slot % 2).step_by(2).for_each(|value| *value = P::default());
+        }
+    }
+}
