@@ -25,11 +25,13 @@ pub enum Operation {
     Experts,
     /// Final norm and output head.
     Head,
+    /// What is left of a pass: the tables of its batch, room in the cache, waking the threads, looking at the logits.
+    Rest,
 }
 
 impl Operation {
     /// All of them, in the order of a pass.
-    pub const ALL: [Operation; 9] = [
+    pub const ALL: [Operation; 10] = [
         Operation::Embed,
         Operation::AttentionInput,
         Operation::Attend,
@@ -39,6 +41,7 @@ impl Operation {
         Operation::Route,
         Operation::Experts,
         Operation::Head,
+        Operation::Rest,
     ];
 
     /// Its name in tables.
@@ -53,6 +56,7 @@ impl Operation {
             Operation::Route => "route",
             Operation::Experts => "experts",
             Operation::Head => "head",
+            Operation::Rest => "rest",
         }
     }
 }
@@ -89,11 +93,32 @@ impl Clock {
         }
         let start = Instant::now();
         run();
-        let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.add(operation, nanoseconds(start));
+    }
+
+    /// Runs a whole pass: what its operations do not take goes to [`Operation::Rest`]. Passes of several callers at
+    /// once wait for each other, and waiting counts.
+    pub fn time_pass<R>(&self, run: impl FnOnce() -> R) -> R {
+        if !self.on.load(Ordering::Relaxed) {
+            return run();
+        }
+        let sum = || self.nanoseconds.iter().map(|time| time.load(Ordering::Relaxed)).sum::<u64>();
+        let (before, start) = (sum(), Instant::now());
+        let result = run();
+        let in_operations = sum().saturating_sub(before);
+        self.add(Operation::Rest, nanoseconds(start).saturating_sub(in_operations));
+        result
+    }
+
+    fn add(&self, operation: Operation, nanoseconds: u64) {
         if let Some(time) = self.nanoseconds.get(operation as usize) {
-            time.fetch_add(elapsed, Ordering::Relaxed);
+            time.fetch_add(nanoseconds, Ordering::Relaxed);
         }
     }
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -112,5 +137,20 @@ mod tests {
         let profile = clock.stop();
         assert_eq!(profile.iter().map(|(operation, _)| *operation).collect::<Vec<_>>(), [Operation::Head]);
         assert!(profile.iter().all(|(_, time)| *time >= Duration::from_millis(2)), "{profile:?}");
+    }
+
+    #[test]
+    fn what_operations_leave_of_a_pass_is_the_rest() {
+        let clock = Clock::default();
+        let wait = |milliseconds| std::thread::sleep(Duration::from_millis(milliseconds));
+        clock.start();
+        let result = clock.time_pass(|| {
+            clock.time(Operation::Embed, || wait(20));
+            wait(2);
+            7
+        });
+        let profile = clock.stop();
+        let [(Operation::Embed, embed), (Operation::Rest, rest)] = profile[..] else { panic!("{profile:?}") };
+        assert!(result == 7 && embed >= Duration::from_millis(20) && rest >= Duration::from_millis(2), "{profile:?}");
     }
 }

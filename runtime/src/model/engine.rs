@@ -154,7 +154,7 @@ impl Engine {
             if room == MAX_ROWS {
                 return Ok(logits);
             }
-            self.pass(parts, &done, &counts, &mut logits.values, cancel)?;
+            self.clock.time_pass(|| self.pass(parts, &done, &counts, &mut logits.values, cancel))?;
             for (done, count) in done.iter_mut().zip(counts) {
                 *done += count;
             }
