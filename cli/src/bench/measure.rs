@@ -76,7 +76,7 @@ impl Bench<'_> {
         self.work(&mut sessions, &Case { tokens: case.tokens.min(8), ..*case })?;
         let (mut bandwidths, mut peaks, mut speeds) = (Vec::new(), Vec::new(), Vec::new());
         let mut total: Profile = Vec::new();
-        let n_tokens = (case.batch * case.tokens) as f64;
+        let (n_tokens, mut experts) = ((case.batch * case.tokens) as f64, 0);
         for _ in 0..self.repetitions {
             self.go_to(&mut sessions, case.depth)?;
             bandwidths.push(limits.read_bandwidth());
@@ -84,9 +84,11 @@ impl Bench<'_> {
             if profile {
                 self.model.start_profile();
             }
+            let experts_before = self.model.experts_read();
             let start = Instant::now();
             self.work(&mut sessions, case)?;
             speeds.push(n_tokens / start.elapsed().as_secs_f64());
+            experts += self.model.experts_read().saturating_sub(experts_before);
             if profile {
                 add(&mut total, self.model.stop_profile());
             }
@@ -97,7 +99,7 @@ impl Bench<'_> {
 
         let per_token = 1.0 / (n_tokens * self.repetitions as f64);
         let (bandwidth, peak, tok_s) = (median(&mut bandwidths), median(&mut peaks), median(&mut speeds));
-        let (bytes, operations) = self.of_token(case);
+        let (bytes, operations) = self.of_token(case, experts as f64 * per_token);
         let (gb_s, gops) = (bytes * tok_s / 1e9, operations * tok_s / 1e9);
         let (memory, compute) = (gb_s * 1e9 / bandwidth, gops * 1e9 / peak);
         let (limit, limit_value, share) = if memory >= compute {
@@ -147,21 +149,21 @@ impl Bench<'_> {
         (0..n).map(|index| u32::try_from(id(index)).unwrap_or(0)).collect()
     }
 
-    /// Bytes read and operations done for each token.
-    fn of_token(&self, case: &Case) -> (f64, f64) {
+    /// Bytes read and operations done for each token, of which each reads `experts` experts on average.
+    fn of_token(&self, case: &Case, experts: f64) -> (f64, f64) {
         let Case { phase, batch, depth, tokens } = *case;
         let (depth, n_tokens) = (depth as f64, tokens as f64);
         match phase {
             Phase::Decode => {
                 let middle = depth + (n_tokens - 1.0) / 2.0;
-                let bytes = self.cost.decode_bytes(batch, middle) / batch as f64;
+                let bytes = self.cost.weight_bytes(1.0 / batch as f64, experts) + self.cost.cache_bytes(middle);
                 (bytes, self.cost.operations(tokens, depth, tokens) / n_tokens)
             }
             Phase::Prefill => {
                 let all = batch * tokens;
                 let chunk = if batch == 1 { self.model.prefill_chunk() } else { Model::MAX_PASS_ROWS };
-                let bytes = all.div_ceil(chunk) as f64 * self.cost.pass_bytes(all.min(chunk));
-                (bytes / all as f64, self.cost.operations(tokens, depth, 1) / n_tokens)
+                let passes = all.div_ceil(chunk) as f64 / all as f64;
+                (self.cost.weight_bytes(passes, experts), self.cost.operations(tokens, depth, 1) / n_tokens)
             }
         }
     }

@@ -4,6 +4,7 @@ mod experts;
 mod normalize;
 mod project;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
@@ -31,6 +32,8 @@ pub(crate) struct CpuBackend {
     weights: Weights,
     slots: Vec<LayerSlot>,
     arithmetic: Arithmetic,
+    /// See [`super::Backend::experts_read`].
+    experts_read: AtomicU64,
     /// Changed only between passes.
     team: RwLock<Team>,
     /// Held for one whole pass. One that panicked leaves buffers that the next overwrites.
@@ -73,7 +76,15 @@ impl CpuBackend {
             Compute::Auto => Arithmetic::Reduced,
             Compute::F32 => Arithmetic::Exact,
         };
-        CpuBackend { spec, weights, slots, arithmetic, team: RwLock::new(team), state: FairMutex::default() }
+        CpuBackend {
+            spec,
+            weights,
+            slots,
+            arithmetic,
+            experts_read: AtomicU64::new(0),
+            team: RwLock::new(team),
+            state: FairMutex::default(),
+        }
     }
 
     /// See [`super::Backend::set_team`].
@@ -84,6 +95,11 @@ impl CpuBackend {
     /// See [`super::Backend::cost`].
     pub fn cost(&self, kv_type: KvType) -> Cost {
         Cost::new(&self.spec, &self.weights, kv_type)
+    }
+
+    /// See [`super::Backend::experts_read`].
+    pub fn experts_read(&self) -> u64 {
+        self.experts_read.load(Ordering::Relaxed)
     }
 
     /// See [`super::Backend::run`].
@@ -327,6 +343,7 @@ impl CpuPass<'_> {
         let Some(network) = networks.first() else { return };
         let Buffers { x, normed, gate_up, activated, branch, experts, projector, .. } = &mut **buffers;
         experts.run(crew, projector, network, network_weights, normed, Hidden { gate_up, activated });
+        backend.experts_read.fetch_add(experts.n_read() as u64, Ordering::Relaxed);
         let post_norm = weights.post_mlp_norm.as_ref();
         if post_norm.is_none() {
             experts.add_outputs(crew, hidden_size, x);

@@ -65,6 +65,13 @@ impl Backend {
         }
     }
 
+    /// How many experts' weights all passes so far have read: each counts once in a pass and a layer.
+    pub fn experts_read(&self) -> u64 {
+        match self {
+            Backend::Cpu(backend) => backend.experts_read(),
+        }
+    }
+
     /// Copies whole blocks: what a fork shared and is about to overwrite.
     pub fn copy_blocks(&self, pool: &KvPool, copies: &[BlockCopy]) {
         match self {

@@ -29,7 +29,6 @@ struct Size {
 #[derive(Clone, Copy, Debug)]
 struct ExpertCost {
     one: Size,
-    n_experts: f64,
     n_chosen: f64,
 }
 
@@ -84,7 +83,7 @@ impl Cost {
                     let of_layer = networks.iter().map(network).fold(Size::default(), Size::plus);
                     all_experts = all_experts.plus(of_layer);
                     let (n_experts, n_chosen) = (networks.len() as f64, routing.n_chosen() as f64);
-                    experts.push(ExpertCost { one: of_layer.times(1.0 / n_experts.max(1.0)), n_experts, n_chosen });
+                    experts.push(ExpertCost { one: of_layer.times(1.0 / n_experts.max(1.0)), n_chosen });
                 }
                 (MlpWeights::Dense(dense), _) => layers = layers.plus(network(dense)),
                 (MlpWeights::Experts { .. }, spec::Mlp::Dense(_)) => {}
@@ -117,21 +116,16 @@ impl Cost {
         8.0 * self.all.bytes / self.all.elements.max(1.0)
     }
 
-    /// Bytes that a pass over one new token of each of `batch` sequences reads, each with `depth` tokens before it.
-    ///
-    /// Of the experts those count that are chosen on average, if all are chosen equally often.
-    pub fn decode_bytes(&self, batch: usize, depth: f64) -> f64 {
-        let cache = self.attention.iter().map(|layer| layer.token_bytes * (depth + 1.0).min(layer.window)).sum::<f64>();
-        self.pass_bytes(batch) + batch as f64 * cache
+    /// Bytes of the cache that a new token reads with `depth` tokens before it.
+    pub fn cache_bytes(&self, depth: f64) -> f64 {
+        self.attention.iter().map(|layer| layer.token_bytes * (depth + 1.0).min(layer.window)).sum()
     }
 
-    /// Bytes of weights that a pass over `rows` tokens reads.
-    pub fn pass_bytes(&self, rows: usize) -> f64 {
-        let touched = |experts: &ExpertCost| {
-            let missed = (1.0 - experts.n_chosen / experts.n_experts).powi(i32::try_from(rows).unwrap_or(i32::MAX));
-            experts.one.bytes * experts.n_experts * (1.0 - missed)
-        };
-        self.layers.bytes + self.head.bytes + self.experts.iter().map(touched).sum::<f64>()
+    /// Bytes of weights that passes read which read `experts` experts together, counted by
+    /// [`Model::experts_read`](crate::Model::experts_read): which ones tokens choose cannot be known before.
+    pub fn weight_bytes(&self, passes: f64, experts: f64) -> f64 {
+        let one = self.experts.iter().map(|experts| experts.one.bytes).sum::<f64>() / self.experts.len().max(1) as f64;
+        passes * (self.layers.bytes + self.head.bytes) + experts * one
     }
 
     /// Operations (a multiply-add is two) for `tokens` new tokens of a sequence of `depth` tokens, with the logits of

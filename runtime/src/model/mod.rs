@@ -153,6 +153,12 @@ impl Model {
         self.0.engine.backend().cost(self.kv_type())
     }
 
+    /// How many experts' weights all forward passes of this model have read so far: each counts once in a pass and a
+    /// layer, however many tokens chose it. 0 for models without experts.
+    pub fn experts_read(&self) -> u64 {
+        self.0.engine.backend().experts_read()
+    }
+
     /// Starts to measure where the time of this model's forward passes goes.
     pub fn start_profile(&self) {
         self.0.engine.clock().start();

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// How the next token is chosen; see [`Sampler`](super::Sampler) for what each does and in which order.
+/// How the next token is chosen; [the module](crate::sampling) says what each does and in which order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingOptions {
     /// 0 is greedy; larger is more random.

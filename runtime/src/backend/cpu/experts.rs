@@ -104,6 +104,11 @@ impl Experts {
         }
     }
 
+    /// How many experts were chosen by any row.
+    pub fn n_read(&self) -> usize {
+        self.starts.windows(2).filter(|range| range[0] < range[1]).count()
+    }
+
     /// out += the weighted sum of the outputs of each row's experts, [n_rows, hidden_size].
     pub fn add_outputs(&self, crew: &Crew<'_>, hidden_size: usize, out: &mut [f32]) {
         let n_chosen = self.choices.len() * hidden_size / out.len().max(1);
