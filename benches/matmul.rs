@@ -97,7 +97,8 @@ fn bytes(format: &str, rows: usize, cols: usize) -> usize {
 fn product(team: &Team, matrices: &[MatrixRef<'_>], n_tokens: usize, arithmetic: Arithmetic) -> f64 {
     let (rows, cols) = (matrices[0].rows(), matrices[0].cols());
     let x: Vec<f32> = (0..n_tokens * cols).map(|i| (i % 13) as f32 - 6.0).collect();
-    let mut out = vec![0.0; n_tokens * rows];
+    // Not zeros, which would be pages that the first product touches.
+    let mut out = vec![1.0; n_tokens * rows];
     let time = seconds(|| {
         team.run(|crew| {
             for weight in matrices {

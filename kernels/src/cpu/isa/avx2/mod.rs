@@ -87,7 +87,7 @@ pub(super) fn prefetch<T>(values: &[T]) {
 }
 
 /// How far ahead of its use memory is asked for: what a core reads while one request is on its way.
-pub(super) const AHEAD: usize = 2048;
+const AHEAD: usize = 2048;
 
 /// Asks for the bytes of a later step of the stream.
 #[inline]

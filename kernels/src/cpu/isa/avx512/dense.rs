@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::LANES;
-use super::super::avx2::AHEAD;
+use super::super::avx2::dense::AHEAD;
 use super::{Avx512, lowest, store_lanes};
 use crate::cpu::matrix::Element;
 use crate::quant::Lanes;
@@ -142,8 +142,7 @@ unsafe fn dot_tile<T: Element, const R: usize, const N: usize, const U: usize>(
     (out, stride): (&mut [f32], usize),
 ) {
     let mut sums = [[[_mm512_setzero_ps(); R]; N]; U];
-    // What is read next, in the order of memory: the row after a single one soon, the rows after several once these
-    // are done.
+    // What is read next, in the order of memory: soon after a single row, after several once these are done.
     let ahead = if R == 1 { AHEAD } else { R * cols * size_of::<T>() };
     let ahead = weights.as_ptr().cast::<u8>().wrapping_add(ahead);
     let mut k = 0;
