@@ -164,16 +164,20 @@ fn integer_arithmetic_adds_little_to_what_quantized_weights_change() {
 fn small_caches_and_attention_in_bf16_change_predictions_little() {
     for (name, folder) in trained_models() {
         let reference = Predictions::new(&load(&folder, exact()), WINDOW);
-        // Attention in bf16 (prefill with Auto) adds to a 16-bit cache's 1e-5 up to 3e-5, where routers tip over; int8 weights
-        // add 2e-4 to 4e-4.
-        for (kv, most) in [(KvType::F16, 5e-5), (KvType::Bf16, 6e-5), (KvType::Int8, 2e-4)] {
+        // Prefill with Auto has attention and activations in bf16: they add to a 16-bit cache's 1e-5 up to 6e-5, where
+        // routers tip over. Int8 weights add 2e-4 to 4e-4.
+        for (kv, most) in [(KvType::F16, 1e-4), (KvType::Bf16, 1e-4), (KvType::Int8, 3e-4)] {
             // The tiny stories model has the largest scores, and all that rounds them costs more.
             let most = if name.starts_with("fairy") { most } else { 20.0 * most };
             for ((path, piece), compute) in PATHS.into_iter().zip([Compute::Auto, Compute::F32]) {
                 let model = load(&folder, LoadOptions { compute, kv: Some(kv), ..exact() });
                 let divergence = reference.divergence(&Predictions::new(&model, piece));
                 println!("{name}, {kv:?} cache, {compute:?}, {path}: {divergence:.2e}");
-                assert!(divergence < most, "{name}, {kv:?} cache, {compute:?}, {path}: KL divergence {divergence:e}");
+                assert!(
+                    divergence < most,
+                    "{name}, {kv:?} cache, {compute:?}, {path}: KL divergence {divergence:.2e}, at most {most:.0e}: look at \
+                     how the cache is rounded, and at what prefill rounds to bf16"
+                );
             }
         }
     }

@@ -288,7 +288,7 @@ Examples:
   infer bench --shape mixtral-8x7b/4 --q8 --json     four layers; for scripts")]
 pub struct BenchArgs {
     /// Measure random weights of this shape instead of a model, such as llama-3-8b, or llama-3-8b/4
-    /// for its first 4 layers
+    /// for its first 4 layers; quantized, they are kept like a model's (see infer cache)
     #[arg(long, value_name = "NAME", value_parser = values::shape)]
     pub shape: Option<Shape>,
     /// Tokens of a prompt; 0 leaves it out
