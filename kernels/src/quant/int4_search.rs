@@ -143,14 +143,14 @@ pub(crate) fn trial_sums(weights: &[f32; GROUP], inverses: &[f32], [cross, squar
         for (cell, weight) in cells.iter_mut().zip(weights) {
             *cell = Cell::of(weight * inverse);
         }
-        (*cross, *square) = ([0.0; TRIALS], [0.0; TRIALS]);
+        let (mut crosses, mut squares) = ([0.0; TRIALS], [0.0; TRIALS]);
         for (weight, cell) in weights.iter().zip(cells) {
-            let levels = cell.trial_levels();
-            for trial in 0..TRIALS {
-                cross[trial] += weight * levels[trial];
-                square[trial] += levels[trial] * levels[trial];
+            for ((cross, square), q) in crosses.iter_mut().zip(&mut squares).zip(cell.trial_levels()) {
+                *cross += weight * q;
+                *square += q * q;
             }
         }
+        (*cross, *square) = (crosses, squares);
     }
 }
 

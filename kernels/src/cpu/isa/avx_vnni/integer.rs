@@ -117,6 +117,8 @@ pub(in crate::cpu::isa) fn int8_product(
                 4 => int8_columns::<4>(steps, inputs, first, out),
                 5 => int8_columns::<5>(steps, inputs, first, out),
                 6 => int8_columns::<6>(steps, inputs, first, out),
+                7 => int8_columns::<7>(steps, inputs, first, out),
+                8 => int8_columns::<8>(steps, inputs, first, out),
                 _ => return product::int8_product(panels, inputs, first, sums),
             }
         }
