@@ -1,7 +1,6 @@
 //! Products in f32: dense weights, and the values of quantized ones.
 
 use super::Part;
-use crate::cpu::Isa;
 use crate::cpu::crew::Tile;
 use crate::cpu::matrix::{Dense, Element, MatrixRef};
 use crate::quant::product::TILE_PANELS;
@@ -16,45 +15,38 @@ const DEPTH: usize = 128;
 
 impl Part<'_> {
     /// The products of the tile's tokens `x`, [tokens, cols], with its rows.
-    pub(super) fn exact(&self, isa: Isa, x: &[f32], cols: usize, tile: &mut Tile<'_, f32>) {
+    pub(super) fn exact(&self, x: &[f32], cols: usize, tile: &mut Tile<'_, f32>) {
         match &self.projection.weight {
-            MatrixRef::F32(m) => self.dense(isa, m, x, cols, tile),
-            MatrixRef::F16(m) => self.dense(isa, m, x, cols, tile),
-            MatrixRef::Bf16(m) => self.dense(isa, m, x, cols, tile),
-            MatrixRef::Int8(m) => self.unpacked(isa, x, cols, tile, |row, start, panel| {
-                isa.unpack_int8(&m.panel(row / PANEL_ROWS)[start / STEP..], panel);
+            MatrixRef::F32(m) => self.dense(m, x, cols, tile),
+            MatrixRef::F16(m) => self.dense(m, x, cols, tile),
+            MatrixRef::Bf16(m) => self.dense(m, x, cols, tile),
+            MatrixRef::Int8(m) => self.unpacked(x, cols, tile, |row, start, panel| {
+                self.isa.unpack_int8(&m.panel(row / PANEL_ROWS)[start / STEP..], panel);
             }),
-            MatrixRef::Int4(m) => self.unpacked(isa, x, cols, tile, |row, start, panel| {
+            MatrixRef::Int4(m) => self.unpacked(x, cols, tile, |row, start, panel| {
                 let whole = m.panel(row / PANEL_ROWS);
-                isa.unpack_int4(&whole.row_scales, &whole.steps[start / STEP..], panel);
+                self.isa.unpack_int4(&whole.row_scales, &whole.steps[start / STEP..], panel);
             }),
         }
     }
 
-    fn dense<T: Element>(&self, isa: Isa, m: &Dense<'_, T>, x: &[f32], cols: usize, tile: &mut Tile<'_, f32>) {
+    fn dense<T: Element>(&self, m: &Dense<'_, T>, x: &[f32], cols: usize, tile: &mut Tile<'_, f32>) {
         let rows = self.rows(tile);
         if tile.rows.len() <= FEW {
             return self.with_sums(tile, |_, sums| {
-                isa.dots(m.rows(rows), x, cols, (bytemuck::cast_slice_mut(sums), self.n_panels * PANEL_ROWS));
+                self.isa.dots(m.rows(rows), x, cols, (bytemuck::cast_slice_mut(sums), self.n_panels * PANEL_ROWS));
             });
         }
-        self.unpacked(isa, x, cols, tile, |row, start, panel| {
+        self.unpacked(x, cols, tile, |row, start, panel| {
             // Lanes beyond the last row repeat it; their sums are not looked at.
             let row_of = |r: usize| &m.row((row + r).min(rows.end - 1))[start..][..panel.len()];
-            isa.pack(std::array::from_fn(row_of), panel);
+            self.isa.pack(std::array::from_fn(row_of), panel);
         });
     }
 
     /// Panels of some inputs at a time. `unpack` writes the values of a panel, `panel[k][row]`; it is told the first
     /// row and the first input.
-    fn unpacked(
-        &self,
-        isa: Isa,
-        x: &[f32],
-        cols: usize,
-        tile: &mut Tile<'_, f32>,
-        unpack: impl Fn(usize, usize, &mut [Lanes]),
-    ) {
+    fn unpacked(&self, x: &[f32], cols: usize, tile: &mut Tile<'_, f32>, unpack: impl Fn(usize, usize, &mut [Lanes])) {
         let first_rows = self.panels(tile).map(|panel| panel * PANEL_ROWS);
         self.with_sums(tile, |tokens, sums| {
             let sums: &mut [f32] = bytemuck::cast_slice_mut(sums);
@@ -67,7 +59,7 @@ impl Part<'_> {
                 }
                 let panels: &[f32] = bytemuck::cast_slice(panels);
                 let sums = (&mut *sums, self.n_panels * PANEL_ROWS);
-                isa.gemm_panels(tokens.len(), (&x[start..], cols), panels, depth, sums);
+                self.isa.gemm_panels(tokens.len(), (&x[start..], cols), panels, depth, sums);
             }
         });
     }

@@ -89,22 +89,22 @@ impl Drop for QuantizedInputs {
 struct Expanded([TileQuad; BLOCK_STEPS * STEP / QUAD]);
 
 impl Part<'_> {
-    pub(super) fn int4(&self, isa: Isa, m: &Int4Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
+    pub(super) fn int4(&self, m: &Int4Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
         let panels = self.panels(tile).map(|index| m.panel(index));
         let panels = &panels[..self.n_panels];
         self.with_sums(tile, |tokens, sums| {
             let inputs = inputs.of_task(Kind::Int4, tokens);
             if self.n_panels == TILE_PANELS {
-                int4_many(isa, panels, inputs, sums);
+                int4_many(self.isa, panels, inputs, sums);
                 return;
             }
             for (first, inputs) in inputs {
-                isa.int4_product(panels, inputs, &mut sums[first * panels.len()..][..inputs.width * panels.len()]);
+                self.isa.int4_product(panels, inputs, &mut sums[first * panels.len()..][..inputs.width * panels.len()]);
             }
         });
     }
 
-    pub(super) fn int8(&self, isa: Isa, m: &Int8Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
+    pub(super) fn int8(&self, m: &Int8Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
         let panels = self.panels(tile).map(|index| m.panel(index));
         let panels = &panels[..self.n_panels];
         self.with_sums(tile, |tokens, sums| {
@@ -117,7 +117,7 @@ impl Part<'_> {
                 }
                 for (first, inputs) in inputs.of_task(Kind::Int8, tokens.clone()) {
                     let sums = &mut sums[first * panels.len()..][..inputs.width * panels.len()];
-                    isa.int8_product(&steps[..panels.len()], inputs, start, sums);
+                    self.isa.int8_product(&steps[..panels.len()], inputs, start, sums);
                 }
             }
         });
@@ -138,7 +138,7 @@ impl Part<'_> {
         sums.resize(tile.rows.len() * self.n_panels, Lanes::default());
         work(tile.rows.clone(), &mut sums);
         for (token, sums) in sums.chunks_exact(self.n_panels).enumerate() {
-            self.put(tile, token, 0, bytemuck::cast_slice(sums));
+            self.put(tile, token, bytemuck::cast_slice(sums));
         }
         SUMS.set(sums);
     }

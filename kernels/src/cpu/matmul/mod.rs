@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::crew::{Crew, Tile};
 use super::matrix::MatrixRef;
+use super::{Isa, vector};
 use crate::quant::PANEL_ROWS;
 use crate::quant::inputs::Kind;
 use crate::quant::product::TILE_PANELS;
@@ -98,14 +99,14 @@ pub fn matmul(
         (arithmetic == Arithmetic::Reduced).then(|| QuantizedInputs::new(crew, x, n_tokens, tile_width, cols, wanted));
     let height = n_tokens.div_ceil(tile_width).div_ceil(n_tokens.div_ceil(HEIGHT)) * tile_width;
     crew.tiles(out, &widths, n_panels * PANEL_ROWS, height, |mut tile| {
-        let part = Part { projection: &group[tile.segment], first: tile.start_of_segment, n_panels, store };
+        let part = Part { isa, projection: &group[tile.segment], first: tile.start_of_segment, n_panels, store };
         match (&part.projection.weight, &inputs, &rounded) {
-            (MatrixRef::Int4(m), Some(inputs), _) => part.int4(isa, m, inputs, &mut tile),
-            (MatrixRef::Int8(m), Some(inputs), _) => part.int8(isa, m, inputs, &mut tile),
+            (MatrixRef::Int4(m), Some(inputs), _) => part.int4(m, inputs, &mut tile),
+            (MatrixRef::Int8(m), Some(inputs), _) => part.int8(m, inputs, &mut tile),
             (MatrixRef::Bf16(m), _, Some(inputs)) => part.bf16(m, inputs, cols, &mut tile),
             _ => {
                 let x = &x[tile.rows.start * cols..tile.rows.end * cols];
-                part.exact(isa, x, cols, &mut tile);
+                part.exact(x, cols, &mut tile);
             }
         }
     });
@@ -122,6 +123,7 @@ fn kind_of(weight: &MatrixRef<'_>) -> Option<Kind> {
 
 /// What a task knows of the projection that its tile belongs to.
 struct Part<'a> {
+    isa: Isa,
     projection: &'a Projection<'a>,
     /// The output column of the projection's first row.
     first: usize,
@@ -136,17 +138,17 @@ impl Part<'_> {
         tile.columns.start - self.first..tile.columns.end - self.first
     }
 
-    /// Finishes sums of one token, of the tile's columns from `column` on. There may be more sums than columns.
-    fn put(&self, tile: &mut Tile<'_, f32>, token: usize, column: usize, sums: &[f32]) {
+    /// Finishes the sums of one token. There may be more of them than columns of the tile.
+    fn put(&self, tile: &mut Tile<'_, f32>, token: usize, sums: &[f32]) {
         let rows = self.rows(tile);
-        let out = &mut tile.row(token)[column..];
-        let bias = self.projection.bias.map(|bias| &bias[rows][column..]);
-        for (i, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
-            let sum = bias.map_or(*sum, |bias| sum + bias[i]);
-            match self.store {
-                Store::Set => *out = sum,
-                Store::Add => *out += sum,
-            }
+        let out = tile.row(token);
+        let sums = &sums[..out.len()];
+        match self.store {
+            Store::Set => out.copy_from_slice(sums),
+            Store::Add => vector::add(self.isa, out, sums),
+        }
+        if let Some(bias) = self.projection.bias {
+            vector::add(self.isa, out, &bias[rows]);
         }
     }
 }
