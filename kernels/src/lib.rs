@@ -4,8 +4,9 @@
 //! - Shapes agree. A safe entry point asserts them, and the message names what it expected and what it
 //!   found: a mismatch is an error of the calling program and cannot come from a model file. Bytes that do
 //!   come from a file enter through [`MatrixRef`], which returns a [`KernelError`].
-//! - Activations are `f32`. Sums of products are `f32` over several lanes; nothing is computed in half
-//!   precision. With quantized weights a caller may ask for products in integers ([`Arithmetic::Reduced`]).
+//! - Activations are `f32`, and sums of products are `f32` over several lanes. A caller may ask for products of
+//!   fewer bits ([`Arithmetic::Reduced`]): in integers with quantized weights, of bf16 with bf16 weights and in
+//!   attention where the CPU has instructions for them.
 //!   Values that are not finite give results that are not finite, never a panic.
 //! - Work is split by shapes alone, and each output is summed by one task in one order, so results are
 //!   bit-equal for any number of threads.
@@ -13,7 +14,8 @@
 //! # How an instruction set is chosen
 //! Once, at run time: [`Isa::from_env`] reads `INFER_ISA` and falls back to [`Isa::best`]. An [`Isa`] exists
 //! only if this CPU has been asked for it, so carrying one is the proof that its kernels may be called.
-//! Tiers differ by float rounding only, and in integer products not at all.
+//! Tiers differ by the rounding of floats only (to bf16 in reduced products, where a tier has them), and in
+//! integer products not at all.
 //!
 //! # Example
 //! A product of one token with a 3 x 4 matrix of bfloat16, on two threads:

@@ -43,8 +43,8 @@ impl WeightFormat {
 /// The arithmetic of a forward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
-    /// What is fast without being wrong: activations in 8 bits where they meet quantized weights, and a cache of 16
-    /// bits.
+    /// What is fast without being wrong: activations in 8 bits where they meet quantized weights, in bf16 where they
+    /// meet bf16 weights or are queries of a prompt and the CPU multiplies bf16, and a cache of 16 bits.
     #[default]
     Auto,
     /// f32 activations and an f32 cache.

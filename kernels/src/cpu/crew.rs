@@ -320,8 +320,8 @@ impl<'a> Crew<'a> {
 /// The start of an output that tasks write in disjoint parts.
 struct Base<T>(*mut T);
 
-// SAFETY: a shared Base gives no access by itself; Crew::tiles and row_ranges hand out disjoint tiles, each to one thread at a
-// time, which is sending parts of a `&mut [T]`.
+// SAFETY: a shared Base gives no access by itself; Crew::tiles and row_ranges hand out disjoint tiles, each to one thread
+// at a time, which is sending parts of a `&mut [T]`.
 unsafe impl<T: Send> Sync for Base<T> {}
 
 impl<T> Base<T> {
@@ -349,8 +349,8 @@ impl<T> Tile<'_, T> {
     pub(super) fn row(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows.len(), "row {i} of a tile of {} rows", self.rows.len());
         let offset = (self.rows.start + i) * self.row_len + self.columns.start;
-        // SAFETY: Crew::tiles or row_ranges cut the ranges from a matrix of whole rows, so the values lie inside it; tiles are
-        // disjoint and made once each, and `&mut self` keeps the rows of one tile apart.
+        // SAFETY: Crew::tiles or row_ranges cut the ranges from a matrix of whole rows, so the values lie inside it; tiles
+        // are disjoint and made once each, and `&mut self` keeps the rows of one tile apart.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(offset), self.columns.len()) }
     }
 }
