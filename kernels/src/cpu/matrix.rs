@@ -29,7 +29,7 @@ pub trait Element: Copy + Send + Sync + private::Lanes + 'static {
 }
 
 pub(super) mod private {
-    /// Keeps [`super::Element`] closed, and names what each tier needs to load it.
+    /// Keeps [`super::Element`] closed, and names what each tier needs to load it, or a value of a cache.
     #[cfg(target_arch = "x86_64")]
     pub trait Lanes: crate::cpu::isa::avx2::Load + crate::cpu::isa::avx512::dense::Load {}
     /// Keeps [`super::Element`] closed.
@@ -38,6 +38,7 @@ pub(super) mod private {
     impl Lanes for f32 {}
     impl Lanes for half::f16 {}
     impl Lanes for half::bf16 {}
+    impl Lanes for i8 {}
 }
 
 impl Element for f32 {

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use crate::cpu::isa::elementwise::Loop;
 use crate::cpu::isa::{LANES, QUERIES};
 use crate::cpu::math::{exp, tanh};
 
@@ -40,11 +41,12 @@ pub(super) fn start(result: &mut [f32]) {
     result[largest_at] = f32::NEG_INFINITY;
 }
 
-impl Softmax<'_> {
+impl Loop for Softmax<'_> {
+    type Output = ();
+
     /// Turns scores into weights e^(score - largest), and says what this makes of old sums.
-    /// Plain arithmetic over [`LANES`] at a time, which each tier compiles for its own registers.
     #[inline(always)]
-    pub fn weigh(self) {
+    fn run(self) {
         let rows = self.scores.chunks_mut(self.stride).zip(self.results.chunks_exact_mut(self.result_len));
         for (((scores, result), visible), factor) in rows.zip(self.visible).zip(self.factors) {
             let scores = &mut scores[..self.n_keys];
@@ -104,12 +106,22 @@ pub(in crate::cpu) fn hide(scores: &mut [f32], visible: &Range<usize>) {
 }
 
 /// `score = cap * tanh(score / cap)`, after the scales of int8 keys.
-#[inline(always)]
-pub(in crate::cpu) fn soften(scores: &mut [f32], key_scales: Option<&[f32]>, cap: f32) {
-    if let Some(scales) = key_scales {
-        scores.iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
+pub(in crate::cpu) struct Soften<'a> {
+    pub scores: &'a mut [f32],
+    pub key_scales: Option<&'a [f32]>,
+    pub cap: f32,
+}
+
+impl Loop for Soften<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        if let Some(scales) = self.key_scales {
+            self.scores.iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
+        }
+        self.scores.iter_mut().for_each(|score| *score = self.cap * tanh(*score / self.cap));
     }
-    scores.iter_mut().for_each(|score| *score = cap * tanh(*score / cap));
 }
 
 /// The output of a query whose keys were not split.

@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::softmax::{self, Softmax};
+use super::softmax::{self, Soften, Softmax};
 use super::{AttentionShape, BlockTable, QueryRow};
 use crate::cpu::Isa;
-use crate::cpu::isa::{HalfProducts, LANES, Product, QUERIES, STEP_BLOCKS};
+use crate::cpu::isa::bf16::Bf16Isa;
+use crate::cpu::isa::{LANES, Product, QUERIES, STEP_BLOCKS};
 use crate::cpu::kv::{BLOCK_TOKENS, KvBlock, KvLayout, KvType, PANEL, Stored};
 use crate::cpu::lines::Lines;
 use crate::cpu::matmul::Arithmetic;
@@ -130,7 +131,7 @@ impl Inner<'_> {
             KvType::F16 => n >= MANY_TO_CONVERT,
             KvType::Bf16 | KvType::Int8 => n >= MANY_QUERIES,
         };
-        let halves = self.isa.half_products().filter(|_| pays && self.arithmetic == Arithmetic::Reduced);
+        let halves = self.isa.bf16().filter(|_| pays && self.arithmetic == Arithmetic::Reduced);
         let Some(halves) = halves else {
             match self.layout.kv_type {
                 KvType::F32 => self.in_f32::<f32>(&part, queries, work, results),
@@ -141,12 +142,12 @@ impl Inner<'_> {
             return;
         };
         let half_queries = half_queries.room(n * depth);
-        halves.narrow::<f32>(queries, half_queries);
+        halves.narrow_panel::<f32>(queries, half_queries);
         let (queries, half_queries) = (&*queries, &*half_queries);
         match self.layout.kv_type {
             KvType::Int8 => {
                 // Exact: a code has at most the eight bits of a bf16.
-                let narrow = |from: &[i8], to: &mut [bf16]| halves.narrow(from, to);
+                let narrow = |from: &[i8], to: &mut [bf16]| halves.narrow_panel(from, to);
                 let forms = Forms { keys: Form::Converted(narrow), values: Form::Converted(narrow) };
                 let score = |chunk: &Chunk<'_, bf16, bf16>, out: &mut [f32]| {
                     halves.scores(self.scores(half_queries, chunk, out))
@@ -155,7 +156,7 @@ impl Inner<'_> {
             }
             KvType::F16 => {
                 // Rounded to bf16, keys would lose the bits that their type was chosen for, and so would scores.
-                let narrow = |from: &[f16], to: &mut [bf16]| halves.narrow(from, to);
+                let narrow = |from: &[f16], to: &mut [bf16]| halves.narrow_panel(from, to);
                 let forms = Forms { keys: InPlace::SAME, values: Form::Converted(narrow) };
                 let score =
                     |chunk: &Chunk<'_, f16, bf16>, out: &mut [f32]| self.isa.scores(self.scores(queries, chunk, out));
@@ -217,7 +218,7 @@ impl Inner<'_> {
     /// With weights and values in bf16; `score` fills a chunk's scores.
     fn in_bf16<T: Stored, K: Stored>(
         &self,
-        halves: HalfProducts,
+        halves: Bf16Isa,
         part: &Part<'_>,
         forms: Forms<T, K, bf16, impl Fn(&[T], &mut [K]), impl Fn(&[T], &mut [bf16])>,
         score: impl Fn(&Chunk<'_, K, bf16>, &mut [f32]),
@@ -269,7 +270,7 @@ impl Inner<'_> {
         let (mut key_scales, value_scales) = chunk.scales.unzip();
         if let Some(cap) = self.shape.softcap {
             for scores in scores.chunks_exact_mut(STEP).take(visible.len()) {
-                self.isa.soften(&mut scores[..n_keys], key_scales, cap);
+                self.isa.compute(Soften { scores: &mut scores[..n_keys], key_scales, cap });
             }
             key_scales = None;
         }

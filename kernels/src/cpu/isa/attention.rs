@@ -5,10 +5,12 @@
 
 use half::{bf16, f16};
 
+use super::bf16::Bf16Isa;
 use super::{LANES, portable};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::cpu::attention::softmax::Softmax;
+use crate::cpu::matrix::private::Lanes;
 use crate::cpu::{Isa, Tier};
 
 /// Queries that are multiplied with one step of keys together.
@@ -22,18 +24,6 @@ pub(in crate::cpu) trait PanelValue: Copy + Default + Send + Sync + Lanes + 'sta
     /// The value as f32, exact.
     fn widen(self) -> f32;
 }
-
-/// What each tier needs to load a [`PanelValue`].
-#[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) trait Lanes: avx2::attention::Load + avx512::attention::Load {}
-/// What each tier needs to load a [`PanelValue`].
-#[cfg(not(target_arch = "x86_64"))]
-pub(in crate::cpu) trait Lanes {}
-
-impl Lanes for f32 {}
-impl Lanes for f16 {}
-impl Lanes for bf16 {}
-impl Lanes for i8 {}
 
 impl PanelValue for f32 {
     fn widen(self) -> f32 {
@@ -142,25 +132,12 @@ impl Isa {
         }
     }
 
-    /// See [`Softmax::weigh`].
+    /// See [`Softmax::run`].
     pub(in crate::cpu) fn weigh(self, softmax: Softmax<'_>) {
         match self.0 {
-            Tier::Portable => softmax.weigh(),
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::attention::weigh(token, softmax),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::attention::weigh(token, softmax),
-        }
-    }
-
-    /// See [`crate::cpu::attention::softmax::soften`].
-    pub(in crate::cpu) fn soften(self, scores: &mut [f32], key_scales: Option<&[f32]>, cap: f32) {
-        match self.0 {
-            Tier::Portable => crate::cpu::attention::softmax::soften(scores, key_scales, cap),
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::attention::soften(token, scores, key_scales, cap),
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => avx512::attention::soften(token, scores, key_scales, cap),
+            _ => self.compute(softmax),
         }
     }
 
@@ -175,75 +152,47 @@ impl Isa {
             Tier::Avx512(token) => avx512::attention::widen(token, values, out),
         }
     }
-
-    /// Products of bf16, if this tier has them.
-    pub(in crate::cpu) fn half_products(self) -> Option<HalfProducts> {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512(token) => token.bf16().map(HalfProducts),
-            _ => None,
-        }
-    }
 }
 
-/// Attention with inputs, keys, weights and values in bf16 and sums in f32, on a CPU that has such products.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub(in crate::cpu) struct HalfProducts(avx512::Bf16);
-
-/// No other architecture's tier has products of bf16.
-#[cfg(not(target_arch = "x86_64"))]
-#[derive(Clone, Copy)]
-pub(in crate::cpu) enum HalfProducts {}
-
-#[cfg(target_arch = "x86_64")]
-impl HalfProducts {
+/// Attention with inputs, keys, weights and values in bf16 and sums in f32.
+impl Bf16Isa {
     /// See [`Isa::scores`].
     pub(in crate::cpu) fn scores(self, product: Product<'_, bf16, bf16>) {
-        if product.check_scores() {
-            avx512::attention_bf16::scores(self.0, product);
+        if !product.check_scores() {
+            return;
+        }
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx512(token) => avx512::attention_bf16::scores(token, product),
         }
     }
 
     /// See [`Isa::add_values`].
     pub(in crate::cpu) fn add_values(self, product: Product<'_, bf16, bf16>) {
-        if product.check_values() {
-            avx512::attention_bf16::add_values(self.0, product);
+        if !product.check_values() {
+            return;
+        }
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx512(token) => avx512::attention_bf16::add_values(token, product),
         }
     }
 
-    /// See [`Softmax::weigh`]; the weights are rounded to bf16, their total is not.
+    /// See [`Isa::weigh`]; the weights are rounded to bf16, their total is not.
     pub(in crate::cpu) fn weigh(self, softmax: Softmax<'_>, weights: &mut [bf16]) {
         assert_eq!(weights.len(), softmax.scores.len(), "weights and scores");
-        avx512::attention_bf16::weigh(self.0, softmax, weights);
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx512(token) => avx512::attention_bf16::weigh(token, softmax, weights),
+        }
     }
 
     /// The nearest values of bf16.
-    pub(in crate::cpu) fn narrow<P: PanelValue>(self, values: &[P], out: &mut [bf16]) {
+    pub(in crate::cpu) fn narrow_panel<P: PanelValue>(self, values: &[P], out: &mut [bf16]) {
         assert_eq!(values.len(), out.len(), "values to narrow");
-        avx512::attention_bf16::narrow(self.0, values, out);
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl HalfProducts {
-    /// Never called.
-    pub(in crate::cpu) fn scores(self, _: Product<'_, bf16, bf16>) {
-        match self {}
-    }
-
-    /// Never called.
-    pub(in crate::cpu) fn add_values(self, _: Product<'_, bf16, bf16>) {
-        match self {}
-    }
-
-    /// Never called.
-    pub(in crate::cpu) fn weigh(self, _: Softmax<'_>, _: &mut [bf16]) {
-        match self {}
-    }
-
-    /// Never called.
-    pub(in crate::cpu) fn narrow<P: PanelValue>(self, _: &[P], _: &mut [bf16]) {
-        match self {}
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx512(token) => avx512::attention_bf16::narrow(token, values, out),
+        }
     }
 }

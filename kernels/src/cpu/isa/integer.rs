@@ -1,5 +1,6 @@
 //! Quantized weights: choosing the tier.
 
+use super::elementwise::Loop;
 #[cfg(target_arch = "x86_64")]
 use super::{avx_vnni, avx2, avx512};
 use crate::cpu::{Isa, Tier};
@@ -34,11 +35,9 @@ impl Isa {
     /// See [`InputTile::fill`].
     pub(in crate::cpu) fn quantize(self, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
         match self.0 {
-            Tier::Portable => tile.fill(kind, x, width),
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2(token) => avx2::quantize(token, kind, x, width, tile),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::inputs::quantize(token, kind, x, width, tile),
+            _ => self.compute(Fill { kind, x, width, tile }),
         }
     }
 
@@ -115,6 +114,22 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(token) => avx512::int4::expanded_product(token, tile, scales, inputs, block, sums),
         }
+    }
+}
+
+struct Fill<'a> {
+    kind: Kind,
+    x: &'a [f32],
+    width: usize,
+    tile: &'a mut InputTile,
+}
+
+impl Loop for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.tile.fill(self.kind, self.x, self.width);
     }
 }
 

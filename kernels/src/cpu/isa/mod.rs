@@ -17,7 +17,7 @@ mod integer;
 mod portable;
 mod quantize;
 
-pub(super) use attention::{HalfProducts, PanelValue, Product, QUERIES, STEP_BLOCKS};
+pub(super) use attention::{PanelValue, Product, QUERIES, STEP_BLOCKS};
 
 use super::{Isa, Tier, probe};
 

@@ -2,58 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use half::{bf16, f16};
-
 use super::super::LANES;
 use super::super::attention::{PanelValue, Product, STEP_BLOCKS};
 use super::Avx2;
-use crate::cpu::attention::softmax::{self, Softmax};
-
-/// Loads of eight values of a panel as f32.
-pub(in crate::cpu) trait Load: Sized {
-    /// Eight values from `from`, exact.
-    ///
-    /// # Safety
-    /// The CPU has the features, and eight values are readable at `from`, which needs no alignment.
-    unsafe fn load8(from: *const Self) -> __m256;
-}
-
-impl Load for f32 {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load8(from: *const f32) -> __m256 {
-        // SAFETY: as the caller's.
-        unsafe { super::Load::load8(from) }
-    }
-}
-
-impl Load for f16 {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load8(from: *const f16) -> __m256 {
-        // SAFETY: as the caller's.
-        unsafe { super::Load::load8(from) }
-    }
-}
-
-impl Load for bf16 {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load8(from: *const bf16) -> __m256 {
-        // SAFETY: as the caller's.
-        unsafe { super::Load::load8(from) }
-    }
-}
-
-impl Load for i8 {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load8(from: *const i8) -> __m256 {
-        // SAFETY: the caller vouches for eight readable bytes.
-        let bytes = unsafe { _mm_loadl_epi64(from.cast()) };
-        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
-    }
-}
 
 pub(in crate::cpu::isa) fn widen<P: PanelValue>(_: Avx2, values: &[P], out: &mut [f32]) {
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -61,30 +12,12 @@ pub(in crate::cpu::isa) fn widen<P: PanelValue>(_: Avx2, values: &[P], out: &mut
         let ((blocks, rest), (outs, out_rest)) = (values.as_chunks::<8>(), out.as_chunks_mut::<8>());
         for (values, out) in blocks.iter().zip(outs) {
             // SAFETY: both are arrays of eight values; the features are those of this function.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), <P as Load>::load8(values.as_ptr())) };
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), P::load8(values.as_ptr())) };
         }
         out_rest.iter_mut().zip(rest).for_each(|(out, value)| *out = value.widen());
     }
     // SAFETY: the token proves the features.
     unsafe { inner(values, out) }
-}
-
-pub(in crate::cpu::isa) fn weigh(_: Avx2, softmax: Softmax<'_>) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner(softmax: Softmax<'_>) {
-        softmax.weigh();
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(softmax) }
-}
-
-pub(in crate::cpu::isa) fn soften(_: Avx2, scores: &mut [f32], key_scales: Option<&[f32]>, cap: f32) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner(scores: &mut [f32], key_scales: Option<&[f32]>, cap: f32) {
-        softmax::soften(scores, key_scales, cap);
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(scores, key_scales, cap) }
 }
 
 pub(in crate::cpu::isa) fn scores<P: PanelValue>(_: Avx2, product: Product<'_, f32, P>) {
@@ -174,7 +107,7 @@ unsafe fn tile<P: PanelValue, const N: usize>(
             }
             for i in 0..4 {
                 // SAFETY: the panel has 2 LANES values for the pair k.
-                let values = unsafe { <P as Load>::load8(panel.add(k * LANES + 8 * i)) };
+                let values = unsafe { P::load8(panel.add(k * LANES + 8 * i)) };
                 for (pair, sums) in pairs.iter().zip(&mut sums) {
                     sums[i] = _mm256_fmadd_ps(*pair, values, sums[i]);
                 }

@@ -14,7 +14,6 @@ use half::{bf16, f16};
 use super::avx_vnni::{self, AvxVnni};
 use super::elementwise::Loop;
 use crate::cpu::probe;
-use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::{Lanes, int4};
 
 /// Proof that this CPU has AVX2, FMA and F16C, and perhaps that it may use AVX-VNNI for integer products.
@@ -76,6 +75,16 @@ impl Load for bf16 {
         // SAFETY: the caller vouches for eight readable values of two bytes.
         let halves = unsafe { _mm_loadu_si128(from.cast()) };
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+    }
+}
+
+impl Load for i8 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load8(from: *const i8) -> __m256 {
+        // SAFETY: the caller vouches for eight readable bytes.
+        let bytes = unsafe { _mm_loadl_epi64(from.cast()) };
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
     }
 }
 
@@ -161,15 +170,6 @@ pub(super) fn compute<L: Loop>(_: Avx2, work: L) -> L::Output {
     }
     // SAFETY: the token proves the features.
     unsafe { inner(work) }
-}
-
-pub(super) fn quantize(_: Avx2, kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner(kind: Kind, x: &[f32], width: usize, tile: &mut InputTile) {
-        tile.fill(kind, x, width);
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(kind, x, width, tile) }
 }
 
 /// Half of a quad of a panel: eight rows.

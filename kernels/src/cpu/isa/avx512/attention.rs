@@ -2,58 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use half::{bf16, f16};
-
 use super::super::LANES;
 use super::super::attention::{PanelValue, Product, QUERIES, STEP_BLOCKS};
 use super::Avx512;
-use crate::cpu::attention::softmax::{self, Softmax, hide, vectors};
-
-/// Loads of sixteen values of a panel as f32.
-pub(in crate::cpu) trait Load: Sized {
-    /// Sixteen values from `from`, exact.
-    ///
-    /// # Safety
-    /// The CPU has the features, and sixteen values are readable at `from`, which needs no alignment.
-    unsafe fn load16(from: *const Self) -> __m512;
-}
-
-impl Load for f32 {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn load16(from: *const f32) -> __m512 {
-        // SAFETY: as the caller's.
-        unsafe { super::dense::Load::load16(from) }
-    }
-}
-
-impl Load for f16 {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn load16(from: *const f16) -> __m512 {
-        // SAFETY: as the caller's.
-        unsafe { super::dense::Load::load16(from) }
-    }
-}
-
-impl Load for bf16 {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn load16(from: *const bf16) -> __m512 {
-        // SAFETY: as the caller's.
-        unsafe { super::dense::Load::load16(from) }
-    }
-}
-
-impl Load for i8 {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn load16(from: *const i8) -> __m512 {
-        // SAFETY: the caller vouches for sixteen readable bytes.
-        let bytes = unsafe { _mm_loadu_si128(from.cast()) };
-        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
-    }
-}
+use crate::cpu::attention::softmax::{Softmax, hide, vectors};
 
 pub(in crate::cpu::isa) fn widen<P: PanelValue>(_: Avx512, values: &[P], out: &mut [f32]) {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
@@ -61,21 +13,12 @@ pub(in crate::cpu::isa) fn widen<P: PanelValue>(_: Avx512, values: &[P], out: &m
         let ((blocks, rest), (outs, out_rest)) = (values.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
         for (values, out) in blocks.iter().zip(outs) {
             // SAFETY: sixteen values are readable; the features are those of this function.
-            store_floats(out, unsafe { <P as Load>::load16(values.as_ptr()) });
+            store_floats(out, unsafe { P::load16(values.as_ptr()) });
         }
         out_rest.iter_mut().zip(rest).for_each(|(out, value)| *out = value.widen());
     }
     // SAFETY: the token proves the features.
     unsafe { inner(values, out) }
-}
-
-pub(in crate::cpu::isa) fn soften(_: Avx512, scores: &mut [f32], key_scales: Option<&[f32]>, cap: f32) {
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn inner(scores: &mut [f32], key_scales: Option<&[f32]>, cap: f32) {
-        softmax::soften(scores, key_scales, cap);
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(scores, key_scales, cap) }
 }
 
 #[inline]
@@ -210,7 +153,7 @@ unsafe fn tile<P: PanelValue, const M: usize, const N: usize>(
                 // SAFETY: panel m < M has 2 LANES values for the pair k.
                 values[m] = unsafe {
                     let pairs = panels[m].add(k * LANES);
-                    [<P as Load>::load16(pairs), <P as Load>::load16(pairs.add(LANES))]
+                    [P::load16(pairs), P::load16(pairs.add(LANES))]
                 };
             }
             for (t, sums) in sums.iter_mut().enumerate() {

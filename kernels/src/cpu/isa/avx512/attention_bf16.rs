@@ -7,7 +7,7 @@ use half::bf16;
 use super::super::LANES;
 use super::super::attention::{PanelValue, Product, STEP_BLOCKS};
 use super::Bf16;
-use super::attention::{ACROSS, Load, Panels, load_floats, maxima, store_floats};
+use super::attention::{ACROSS, Panels, load_floats, maxima, store_floats};
 use crate::cpu::attention::softmax::{Softmax, vectors};
 
 /// Inputs of a tile: with [`ACROSS`] panels their sums are enough not to wait for each other.
@@ -200,7 +200,7 @@ pub(in crate::cpu::isa) fn narrow<P: PanelValue>(_: Bf16, values: &[P], out: &mu
         let ((blocks, rest), (outs, out_rest)) = (values.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
         for (values, out) in blocks.iter().zip(outs) {
             // SAFETY: sixteen values are readable; the features are those of this function.
-            store_halves(unsafe { <P as Load>::load16(values.as_ptr()) }, out);
+            store_halves(unsafe { P::load16(values.as_ptr()) }, out);
         }
         out_rest.iter_mut().zip(rest).for_each(|(out, value)| *out = bf16::from_f32(value.widen()));
     }

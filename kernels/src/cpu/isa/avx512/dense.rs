@@ -73,6 +73,22 @@ impl Load for bf16 {
     }
 }
 
+impl Load for i8 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load16(from: *const i8) -> __m512 {
+        // SAFETY: the caller vouches for sixteen readable bytes.
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(from.cast()) }))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load_some(from: *const i8, mask: __mmask16) -> __m512 {
+        // SAFETY: the caller vouches for the values of the mask; no others are touched.
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_maskz_loadu_epi8(mask, from) }))
+    }
+}
+
 /// bf16 as f32.
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -3,20 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::Avx512;
-use crate::cpu::matrix::ElementType;
 use crate::quant;
 use crate::quant::int4::GROUP;
 use crate::quant::int4_search::{CANDIDATES, CELLS, GUESSES, LAST_CELL, TRIAL_LEVELS, TRIALS, Trials};
-
-/// See [`quant::stored::to_f32`].
-pub(in crate::cpu::isa) fn to_f32(_: Avx512, element: ElementType, bytes: &[u8], out: &mut [f32]) -> bool {
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn inner(element: ElementType, bytes: &[u8], out: &mut [f32]) -> bool {
-        quant::stored::to_f32(element, bytes, out)
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(element, bytes, out) }
-}
 
 /// See [`quant::int4::quantize_rows`].
 pub(in crate::cpu::isa) fn int4(_: Avx512, source: &[f32], cols: usize, packed: &mut [u8]) {
@@ -25,16 +14,6 @@ pub(in crate::cpu::isa) fn int4(_: Avx512, source: &[f32], cols: usize, packed: 
         quant::int4::quantize_rows_with(source, cols, packed, |weights, inverses, sums| {
             trial_sums(weights, inverses, sums)
         });
-    }
-    // SAFETY: the token proves the features.
-    unsafe { inner(source, cols, packed) }
-}
-
-/// See [`quant::int8::quantize_rows`].
-pub(in crate::cpu::isa) fn int8(_: Avx512, source: &[f32], cols: usize, packed: &mut [u8]) {
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn inner(source: &[f32], cols: usize, packed: &mut [u8]) {
-        quant::int8::quantize_rows(source, cols, packed);
     }
     // SAFETY: the token proves the features.
     unsafe { inner(source, cols, packed) }
