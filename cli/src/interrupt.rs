@@ -59,9 +59,9 @@ impl Interrupts {
         result
     }
 
-    /// From now on a signal between two prompts is one that came too late to stop an answer.
-    pub fn set_chatting(&self) {
-        self.0.chatting.store(true, Ordering::SeqCst);
+    /// In a chat a signal between two prompts is one that came too late to stop an answer.
+    pub fn set_chatting(&self, chatting: bool) {
+        self.0.chatting.store(chatting, Ordering::SeqCst);
     }
 
     /// Runs the line editor.

@@ -1,5 +1,6 @@
 //! Opens the model that the flags name, with the options that they set.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -8,7 +9,7 @@ use infer_runtime::{Compute, KvType, LoadOptions, Model, Notice, Outline, Packed
 
 use crate::args::{ComputeArg, KvArg, ModelArgs};
 use crate::demo;
-use crate::exit::wrong_use;
+use crate::exit::{self, wrong_use};
 use crate::terminal::{self, Unit};
 
 /// The library's options for these flags; `compute` is the arithmetic without `--compute`.
@@ -81,12 +82,42 @@ pub fn for_text(args: &ModelArgs) -> Result<Outline> {
 }
 
 /// Loads the weights.
-pub fn weights(outline: Outline, verbose: bool) -> Result<Model> {
-    let model = outline.load()?;
+pub fn weights(outline: Outline, verbose: bool) -> Result<Loaded> {
+    let model = Loaded(outline.load()?);
     if verbose {
         describe(&model)?;
     }
     Ok(model)
+}
+
+/// A model. At its end it waits until quantized weights are on the disk, and a person is told why the program does not
+/// end.
+pub struct Loaded(Model);
+
+impl Deref for Loaded {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.0
+    }
+}
+
+impl Loaded {
+    /// Waits until quantized weights are on the disk; what goes wrong with that is a line.
+    pub fn wait_until_kept(&self) {
+        if self.is_being_kept() && terminal::stderr_is_interactive() {
+            terminal::note("infer: the quantized weights go to the disk; Ctrl-C ends without keeping them");
+        }
+        if let Err(error) = self.0.wait_until_kept() {
+            terminal::note(&format!("infer: {}", exit::line(&error.into())));
+        }
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.wait_until_kept();
+    }
 }
 
 /// What `-v` says of a model.

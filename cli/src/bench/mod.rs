@@ -7,11 +7,11 @@ mod report;
 use anyhow::Result;
 use infer_kernels::Isa;
 use infer_kernels::cpu::probe::Operation;
-use infer_runtime::{Compute, Cost, LoadOptions, Model, Outline, WeightFormat};
+use infer_runtime::{Compute, Cost, LoadOptions, Outline, WeightFormat};
 
 use crate::args::{BenchArgs, ModelArgs};
 use crate::exit::wrong_use;
-use crate::load;
+use crate::load::{self, Loaded};
 use crate::terminal::{self, Unit};
 use limits::Limits;
 use measure::{Bench, Case, Phase};
@@ -92,7 +92,7 @@ fn cases(args: &BenchArgs) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn open(args: &BenchArgs, model_args: &ModelArgs, options: LoadOptions) -> Result<(Model, Subject)> {
+fn open(args: &BenchArgs, model_args: &ModelArgs, options: LoadOptions) -> Result<(Loaded, Subject)> {
     let (name, outline) = match &args.shape {
         Some(shape) => {
             let mut options = options;
@@ -109,6 +109,8 @@ fn open(args: &BenchArgs, model_args: &ModelArgs, options: LoadOptions) -> Resul
     };
     let format = format(&outline);
     let model = load::weights(outline, model_args.verbose)?;
+    // The disk's work would be measured with ours.
+    model.wait_until_kept();
     let kv = model.kv_type().name();
     let cost = model.cost();
     Ok((model, Subject { model: name, format, kv, isa: Isa::from_env()?.name(), cost }))

@@ -8,13 +8,13 @@ mod totals;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use infer_runtime::{Error, Model, Session, StopReason};
+use infer_runtime::{Error, Session, StopReason};
 
 use crate::args::Cli;
 use crate::chat_file::ChatFile;
 use crate::exit::{self, wrong_use};
 use crate::interrupt::Interrupts;
-use crate::load;
+use crate::load::{self, Loaded};
 use crate::out_file::OutFile;
 use crate::output::Stream;
 use crate::prompt::Prompter;
@@ -50,12 +50,15 @@ pub fn run(cli: &Cli, interrupts: &Interrupts) -> Result<()> {
         interrupts,
     };
     chat.note(&[format!("context {} tokens", chat.model.context()), "/help".to_owned(), "Ctrl-D leaves".to_owned()]);
-    interrupts.set_chatting();
-    chat.talk()
+    interrupts.set_chatting(true);
+    let talked = chat.talk();
+    // What the model still waits for at its end, Ctrl-C need not.
+    interrupts.set_chatting(false);
+    talked
 }
 
 struct Chat<'a> {
-    model: Model,
+    model: Loaded,
     session: Session,
     prompter: Prompter,
     conversation: Conversation,

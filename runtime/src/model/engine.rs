@@ -11,6 +11,7 @@ use crate::model::clock::Clock;
 use crate::model::forward::forward;
 use crate::model::rope::{RopeRows, long_factors_beyond};
 use crate::model::spec::Spec;
+use crate::quantize::keeping::Keeping;
 use infer_kernels::cpu::kv::{BLOCK_TOKENS, KvType};
 
 /// The most rows of one forward pass: prefill weights are read once for so many tokens.
@@ -22,6 +23,8 @@ pub(crate) struct Engine {
     backend: Backend,
     pool: Arc<KvPool>,
     slots: Vec<LayerSlot>,
+    /// What keeps the weights, if they have just been quantized.
+    keeping: Option<Keeping>,
     clock: Clock,
     /// Total length above which longrope uses its long factors.
     long_factors_beyond: Option<usize>,
@@ -89,13 +92,24 @@ impl Logits {
 }
 
 impl Engine {
-    pub fn new(spec: Arc<Spec>, backend: Backend, pool: Arc<KvPool>, slots: Vec<LayerSlot>) -> Engine {
+    pub fn new(
+        spec: Arc<Spec>,
+        backend: Backend,
+        pool: Arc<KvPool>,
+        slots: Vec<LayerSlot>,
+        keeping: Option<Keeping>,
+    ) -> Engine {
         let long_factors_beyond = spec.ropes.iter().find_map(long_factors_beyond);
-        Engine { spec, backend, pool, slots, clock: Clock::default(), long_factors_beyond }
+        Engine { spec, backend, pool, slots, keeping, clock: Clock::default(), long_factors_beyond }
     }
 
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// What keeps the weights, if they have just been quantized.
+    pub fn keeping(&self) -> Option<&Keeping> {
+        self.keeping.as_ref()
     }
 
     /// The clock of its passes.
@@ -139,6 +153,7 @@ impl Engine {
     /// [`Sequence::len`].
     pub fn forward(&self, parts: &mut [BatchPart<'_>], cancel: &CancelToken) -> Result<Logits> {
         self.check(parts)?;
+        self.keeping().map_or(Ok(()), Keeping::check)?;
         let mut logits = Logits { values: Vec::new(), vocab_size: self.spec.vocab_size };
         let mut done = vec![0; parts.len()];
         loop {

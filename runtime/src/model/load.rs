@@ -19,6 +19,7 @@ use crate::kv_cache::{KvPool, group_layers};
 use crate::load::{Checkpoint, LARGEST_CONFIG, ModelFiles, default_threads};
 use crate::options::{LoadOptions, Notice, Progress};
 use crate::quantize::cache::Request;
+use crate::quantize::keeping::Keeping;
 use crate::quantize::{PackedCache, QuantPlan};
 use crate::stop::StopTokens;
 use crate::text_files::TOKENIZER;
@@ -47,7 +48,7 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
     let (groups, slots) = group_layers(&outline.spec, kv);
     // Before the weights, which take longer: the system may not give so many threads.
     let team = Team::new(threads, Isa::from_env()?)?;
-    let weights = load_weights(&outline, threads)?;
+    let (weights, keeping) = load_weights(&outline, threads)?;
     let Outline { files, options, spec, checkpoint, unused_tensors, quant_plan, tokenizer, chat_template } = outline;
     let backend = Backend::Cpu(CpuBackend::new(Arc::clone(&spec), weights, slots.clone(), team, options.compute));
     let room = |available: u64| available.saturating_sub(memory_plan.weights).saturating_sub(memory_plan.scratch);
@@ -55,7 +56,7 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
     Ok(Model(Arc::new(Inner {
         memory_plan,
         prefill_chunk,
-        engine: Engine::new(spec, backend, pool, slots),
+        engine: Engine::new(spec, backend, pool, slots, keeping),
         tokenizer,
         tokenizer_path: files.path(TOKENIZER),
         chat_template,
@@ -66,8 +67,9 @@ pub(super) fn load(outline: Outline) -> Result<Model> {
     })))
 }
 
-/// Loads the weights. Those that are to be quantized come from the cache, if there is one.
-fn load_weights(outline: &Outline, threads: usize) -> Result<Weights> {
+/// Loads the weights. Those that are to be quantized come from the cache, if there is one, and are perhaps still on
+/// their way to its disk.
+fn load_weights(outline: &Outline, threads: usize) -> Result<(Weights, Option<Keeping>)> {
     let Outline { files, options, spec, checkpoint, quant_plan: plan, .. } = outline;
     let start = Instant::now();
     let pool = quantizing_pool(threads)?;
@@ -86,12 +88,13 @@ fn load_weights(outline: &Outline, threads: usize) -> Result<Weights> {
             }
             _ => None,
         };
-        let weights = Weights::load(spec, kept.as_ref().unwrap_or(checkpoint), plan, &pool, progress)?;
+        let packed = kept.as_ref().map_or(checkpoint, |kept| &kept.checkpoint);
+        let weights = Weights::load(spec, packed, plan, &pool, progress)?;
         if quantizes && kept.is_none() {
             let (packed_bytes, elapsed) = (plan.memory_bytes(), start.elapsed());
             notify(Notice::Quantized { source_bytes, packed_bytes, elapsed, path: None });
         }
-        Ok(weights)
+        Ok((weights, kept.and_then(|kept| kept.keeping)))
     })
 }
 

@@ -24,6 +24,7 @@ use crate::chat_template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::load::MemoryPlan;
 use crate::options::LoadOptions;
+use crate::quantize::keeping::Keeping;
 use crate::sampling::SamplingOptions;
 use crate::session::Session;
 use crate::stop::StopTokens;
@@ -167,6 +168,21 @@ impl Model {
     /// Stops measuring and says what has come together since the start.
     pub fn stop_profile(&self) -> Profile {
         self.0.engine.clock().stop()
+    }
+
+    /// Whether quantized weights that are to be kept are still on their way to the disk; see
+    /// [`Self::wait_until_kept`].
+    pub fn is_being_kept(&self) -> bool {
+        self.0.engine.keeping().is_some_and(Keeping::is_under_way)
+    }
+
+    /// Waits until quantized weights that are to be kept are on the disk. Dropping the last clone of a model waits as
+    /// well, and says nothing; a process that ends without that leaves them to be quantized again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if they are not kept.
+    pub fn wait_until_kept(&self) -> Result<()> {
+        self.0.engine.keeping().map_or(Ok(()), Keeping::wait)
     }
 
     /// Whether both are one model in memory.

@@ -2,9 +2,10 @@
 //! of the model's place and its plan.
 //!
 //! Building one takes a lock (`.NAME.lock`, which stays), writes `.NAME.tmp`, waits for the disk, and renames it to
-//! NAME. Whatever ends a process in between leaves at most the temporary file, which the next one that builds anything
-//! removes: it is nobody's if its lock is free. A file is used if its length and every byte of its header are
-//! what would be written now; the header has the sizes, times and headers of the sources in it.
+//! NAME; the model is in use before the disk has it (`keeping.rs`). Whatever ends a process in between leaves at most
+//! the temporary file, which the next one that builds anything removes: it is nobody's if its lock is free. A file is
+//! used if its length and every byte of its header are what would be written now; the header has the sizes, times and
+//! headers of the sources in it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::Read;
@@ -17,6 +18,7 @@ use crate::load::{Bytes, Checkpoint, ModelFiles, header};
 use crate::model::spec::Spec;
 use crate::options::Notice;
 use crate::quantize::QuantPlan;
+use crate::quantize::keeping::Keeping;
 use crate::quantize::packed_file::PackedFile;
 
 /// A folder of packed models.
@@ -36,6 +38,12 @@ pub struct CacheEntry {
     pub plan: Option<String>,
     /// The model that it was made from.
     pub model: Option<String>,
+}
+
+/// A packed model, mapped, and what keeps it if it has just been made.
+pub(crate) struct Kept {
+    pub checkpoint: Checkpoint,
+    pub keeping: Option<Keeping>,
 }
 
 /// What a model to be kept is made of.
@@ -137,14 +145,13 @@ impl PackedCache {
         self.folder.join(format!(".{name}.lock"))
     }
 
-    /// The packed model, mapped; it is made if it is not there or not good. None, after a notice, if it cannot be
-    /// kept.
+    /// The packed model; it is made if it is not there or not good. None, after a notice, if it cannot be kept.
     ///
     /// # Errors
     /// What is wrong with the source. What is wrong with the cache is a notice.
-    pub(crate) fn open(&self, request: &Request<'_>) -> Result<Option<Checkpoint>> {
+    pub(crate) fn open(&self, request: &Request<'_>) -> Result<Option<Kept>> {
         match self.open_or_build(request) {
-            Ok(checkpoint) => Ok(Some(checkpoint)),
+            Ok(kept) => Ok(Some(kept)),
             Err(Error::Io { path, source }) => {
                 (request.notices)(Notice::NotCached { path, problem: source.to_string() });
                 Ok(None)
@@ -153,14 +160,14 @@ impl PackedCache {
         }
     }
 
-    fn open_or_build(&self, request: &Request<'_>) -> Result<Checkpoint> {
+    fn open_or_build(&self, request: &Request<'_>) -> Result<Kept> {
         let Request { spec, checkpoint, plan, .. } = request;
         let model = place(checkpoint, checkpoint.path())?;
         let name = file_name(checkpoint, plan)?;
         let path = self.folder.join(&name);
         let wanted = PackedFile::new(spec, checkpoint, plan, Some(&model))?;
-        if let Found::Good(packed) = look(&path, &wanted) {
-            return Ok(packed);
+        if let Found::Good(checkpoint) = look(&path, &wanted) {
+            return Ok(Kept { checkpoint, keeping: None });
         }
         fs::create_dir_all(&self.folder).map_err(|error| Error::io(&self.folder, error))?;
         let lock_path = self.lock_path(&name);
@@ -176,45 +183,40 @@ impl PackedCache {
         }
         // Whoever had the lock may have made it.
         match look(&path, &wanted) {
-            Found::Good(packed) => return Ok(packed),
+            Found::Good(checkpoint) => return Ok(Kept { checkpoint, keeping: None }),
             Found::Bad(problem) => (request.notices)(Notice::Rebuilding { path: path.clone(), problem }),
             Found::Nothing => {}
         }
-        self.build(request, &wanted, &name)?;
-        match look(&path, &wanted) {
-            Found::Good(packed) => Ok(packed),
-            Found::Bad(_) | Found::Nothing => {
-                let problem = "is not what was written; was the model changed meanwhile?";
-                Err(Error::io(&path, std::io::Error::other(problem)))
-            }
-        }
+        self.build(request, &wanted, &name, &lock)
     }
 
-    /// Writes the file and gives it its name; the caller has its lock.
-    fn build(&self, request: &Request<'_>, wanted: &PackedFile<'_>, name: &str) -> Result<()> {
+    /// Writes the file and begins to keep it. The caller has its lock.
+    fn build(&self, request: &Request<'_>, wanted: &PackedFile<'_>, name: &str, lock: &File) -> Result<Kept> {
         let start = Instant::now();
         let (temporary, path) = (self.folder.join(format!(".{name}.tmp")), self.folder.join(name));
         let failed = |error| Error::io(&path, error);
         // The space may be needed. That of another process stays.
         self.remove_unfinished()?;
-        let written = File::create(&temporary).map_err(failed).and_then(|mut file| {
+        let kept = File::create(&temporary).map_err(failed).and_then(|mut file| {
             wanted.write(&mut file, &path, request.pool, request.progress)?;
-            fs::rename(&temporary, &path).map_err(failed)
+            let checkpoint = ModelFiles::open(&temporary).and_then(|files| Checkpoint::open(&files))?;
+            // Both hold the lock: here in case that the file must be removed.
+            let lock = lock.try_clone().map_err(failed)?;
+            let keeping = Keeping::start(file, temporary.clone(), &path, lock)?;
+            Ok(Kept { checkpoint, keeping: Some(keeping) })
         });
-        if written.is_err() {
+        if kept.is_err() {
             // If it cannot be removed either, the next process will try.
             let _ = fs::remove_file(&temporary);
-            return written;
+            return kept;
         }
-        #[cfg(unix)]
-        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         (request.notices)(Notice::Quantized {
             source_bytes: request.checkpoint.total_bytes(),
             packed_bytes: wanted.len(),
             elapsed: start.elapsed(),
             path: Some(path),
         });
-        Ok(())
+        kept
     }
 }
 

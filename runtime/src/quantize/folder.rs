@@ -62,7 +62,8 @@ impl Outline {
         let pool = quantizing_pool(self.options.threads.unwrap_or_else(default_threads))?;
         let mut file = File::create_new(&path).map_err(|error| Error::io(&path, error))?;
         reporting(&self.options, self.checkpoint().total_bytes(), |progress| {
-            packed.write(&mut file, &path, &pool, progress)
+            packed.write(&mut file, &path, &pool, progress)?;
+            file.sync_all().map_err(|error| Error::io(&path, error))
         })?;
         Ok(packed.len())
     }

@@ -3,6 +3,7 @@
 pub mod cache;
 mod folder;
 mod glob;
+pub(crate) mod keeping;
 pub(crate) mod packed_file;
 pub(crate) mod plan;
 pub(crate) mod source;

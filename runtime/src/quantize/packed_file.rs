@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::mpsc;
 
 use infer_kernels::KernelError;
 use infer_kernels::quant::LAYOUT_VERSION;
@@ -25,9 +24,6 @@ use crate::quantize::source::SourceMatrix;
 
 /// Bytes of an unchanged tensor that are copied at once.
 const COPIED_BYTES: usize = 8 << 20;
-
-/// Bytes that are brought to the disk at once, while others are still quantized.
-const SYNCED_BYTES: usize = 64 << 20;
 
 /// A file of packed weights that is not written yet.
 pub(crate) struct PackedFile<'a> {
@@ -106,7 +102,8 @@ impl<'a> PackedFile<'a> {
         self.header.len() as u64 + self.data_bytes as u64
     }
 
-    /// Quantizes and writes everything, and waits until it is on the disk. `path` is the file's, for messages.
+    /// Quantizes and writes everything. It is not on the disk then: that takes a [`File::sync_all`]. `path` is the
+    /// file's, for messages.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written, [`Error::Tensor`] for a value that is not finite.
@@ -117,18 +114,8 @@ impl<'a> PackedFile<'a> {
         pool: &rayon::ThreadPool,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        let failed = |error| Error::io(path, error);
-        let synced = file.try_clone().map_err(failed)?;
-        let (to_sync, written) = mpsc::sync_channel(1);
-        std::thread::scope(|scope| {
-            // The disk works while the processor does. What it cannot write is an error of the whole: a file tells of it
-            // once, and that may be here.
-            let syncing = scope.spawn(move || written.into_iter().try_for_each(|()| synced.sync_data()));
-            let stream = Stream { file, full: self.header.clone(), next: Vec::new(), pool, to_sync, unsynced: 0 };
-            self.write_contents(stream, failed, progress)?;
-            syncing.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread ended"))).map_err(failed)
-        })?;
-        file.sync_all().map_err(failed)
+        let stream = Stream { file, full: self.header.clone(), next: Vec::new() };
+        pool.install(|| self.write_contents(stream, |error| Error::io(path, error), progress))
     }
 
     fn write_contents(
@@ -149,7 +136,7 @@ impl<'a> PackedFile<'a> {
                         written += length;
                     }
                     let padding = written.next_multiple_of(ALIGNMENT) - written;
-                    stream.push(padding, |_| ()).map_err(failed)?;
+                    stream.push(padding, |padding| padding.fill(0)).map_err(failed)?;
                 }
                 Content::Stored(tensor) => {
                     for start in (0..tensor.bytes.len()).step_by(COPIED_BYTES) {
@@ -172,25 +159,15 @@ struct Stream<'a> {
     /// Not yet written.
     full: Vec<u8>,
     next: Vec<u8>,
-    pool: &'a rayon::ThreadPool,
-    /// Asks for what has been written to be brought to the disk.
-    to_sync: mpsc::SyncSender<()>,
-    /// Bytes written since it was asked last.
-    unsynced: usize,
 }
 
 impl Stream<'_> {
-    /// Appends `len` bytes, zero until `fill` has written them; what `fill` returns.
+    /// Appends `len` bytes, all of which `fill` writes, on the threads of the caller's pool; what `fill` returns.
     fn push<R: Send>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R + Send) -> std::io::Result<R> {
-        let Stream { file, full, next, pool, to_sync, unsynced } = self;
-        next.clear();
+        let Stream { file, full, next } = self;
         next.resize(len, 0);
-        let (filled, written) = pool.install(|| rayon::join(|| fill(next), || file.write_all(full)));
+        let (filled, written) = rayon::join(|| fill(next), || file.write_all(full));
         written?;
-        *unsynced += full.len();
-        if *unsynced >= SYNCED_BYTES && to_sync.try_send(()).is_ok() {
-            *unsynced = 0;
-        }
         std::mem::swap(full, next);
         Ok(filled)
     }
