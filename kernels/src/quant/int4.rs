@@ -150,6 +150,7 @@ impl<'a> Int4Ref<'a> {
     }
 
     /// Rows `16 index` and following.
+    #[inline]
     pub(crate) fn panel(&self, index: usize) -> Panel<'a> {
         assert!(index < self.rows.div_ceil(PANEL_ROWS), "panel {index} of a matrix of {} rows", self.rows);
         let panel = &self.bytes[index * self.panel_bytes..][..self.panel_bytes];

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::Part;
+use super::{Part, few};
 use crate::cpu::Isa;
 use crate::cpu::crew::{Crew, Tile};
 use crate::quant::inputs::{InputTile, Kind};
@@ -16,9 +16,7 @@ use crate::quant::{Lanes, PANEL_ROWS, QUAD, STEP};
 /// inputs while a panel is in the caches: expanding them would take longer.
 pub(super) const FEW: usize = 32;
 
-/// Columns of a tile of inputs when weights are multiplied as they are read, and when there are many tokens: as many
-/// as the inner kernels keep sums of in registers.
-const FEW_COLUMNS: usize = 8;
+/// Columns of a tile of inputs when there are many tokens: as many as the inner kernels keep sums of in registers.
 const MANY_COLUMNS: usize = 6;
 
 /// Steps of int8 weights that meet all tokens while they are in the first-level cache.
@@ -26,7 +24,7 @@ const INT8_STEPS: usize = 16;
 
 /// Columns of each tile of inputs (the last may have fewer): nearly equal, so that none is much smaller.
 pub(super) fn tile_width(n_tokens: usize, few: bool) -> usize {
-    let most = if few { FEW_COLUMNS } else { MANY_COLUMNS };
+    let most = if few { few::COLUMNS } else { MANY_COLUMNS };
     n_tokens.div_ceil(n_tokens.div_ceil(most).max(1)).max(1)
 }
 
@@ -71,7 +69,11 @@ impl QuantizedInputs {
     }
 
     /// The inputs of a task's tokens, tile by tile, each with the number of its first token within the task.
-    fn of_task(&self, kind: Kind, tokens: Range<usize>) -> impl Iterator<Item = (usize, &InputTile)> + Clone {
+    pub(super) fn of_task(
+        &self,
+        kind: Kind,
+        tokens: Range<usize>,
+    ) -> impl Iterator<Item = (usize, &InputTile)> + Clone {
         let tiles = &self.tiles[usize::from(kind == Kind::Int8)][..self.n_tiles];
         let tiles = &tiles[tokens.start / self.width..tokens.end.div_ceil(self.width)];
         (0..).step_by(self.width).zip(tiles)

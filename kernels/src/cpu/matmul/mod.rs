@@ -6,6 +6,7 @@
 
 mod bf16;
 mod exact;
+mod few;
 mod integer;
 
 use std::ops::Range;
@@ -101,6 +102,8 @@ pub fn matmul(
     crew.tiles(out, &widths, n_panels * PANEL_ROWS, height, |mut tile| {
         let part = Part { isa, projection: &group[tile.segment], first: tile.start_of_segment, n_panels, store };
         match (&part.projection.weight, &inputs, &rounded) {
+            (MatrixRef::Int4(m), Some(inputs), _) if n_panels == 1 => part.int4_few(m, inputs, &mut tile),
+            (MatrixRef::Int8(m), Some(inputs), _) if n_panels == 1 => part.int8_few(m, inputs, &mut tile),
             (MatrixRef::Int4(m), Some(inputs), _) => part.int4(m, inputs, &mut tile),
             (MatrixRef::Int8(m), Some(inputs), _) => part.int8(m, inputs, &mut tile),
             (MatrixRef::Bf16(m), _, Some(inputs)) => part.bf16(m, inputs, cols, &mut tile),

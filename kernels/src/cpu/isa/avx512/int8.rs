@@ -91,7 +91,7 @@ fn int8_columns<const N: usize, const P: usize>(
                 sums[j][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[j][p]), scale, sums[j][p]);
             }
         }
-        if P == 1 && g % GROUPS == 0 {
+        if P == 1 && N > 1 && g % GROUPS == 0 {
             for panel in panels {
                 prefetch(&panel[g / GROUPS], AHEAD);
             }

@@ -14,6 +14,7 @@ pub(super) mod int8;
 pub(super) mod quantize;
 pub(super) mod unpack;
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
@@ -76,12 +77,15 @@ fn store_lanes(lanes: &mut Lanes, values: __m512) {
 /// it; with several, whose products take longer than memory, this is what keeps requests under way all the time.
 const AHEAD: usize = 8192;
 
-/// Asks for the bytes of the step that lies `ahead` bytes further in the stream.
+/// Asks for the bytes that lie `ahead` bytes further in the stream. Stays where it is written: the compiler would gather
+/// the prefetches of a step in one place, where they wait for each other.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch<const BYTES: usize>(step: &[u8; BYTES], ahead: usize) {
+fn prefetch<const BYTES: usize>(bytes: &[u8; BYTES], ahead: usize) {
     for line in (0..BYTES).step_by(64) {
-        _mm_prefetch::<_MM_HINT_T0>(step.as_ptr().wrapping_add(ahead + line).cast());
+        let line = bytes.as_ptr().wrapping_add(ahead + line);
+        // SAFETY: a prefetch reads nothing that can be seen, and any address is allowed.
+        unsafe { asm!("prefetcht0 [{}]", in(reg) line, options(nostack, preserves_flags)) };
     }
 }
 
