@@ -7,11 +7,14 @@
 //! not scheduled holds nobody up. A helper that sees no operation for a while yields, then parks.
 //!
 //! Each worker claims from its own contiguous range of tasks first, so that it reads memory as one stream,
-//! and from the others' ranges when its own is used up. Which worker runs a task never changes a result.
+//! and from the others' ranges when its own is used up. A claim takes a part of what is left: a claim of each task by
+//! itself would stop the stream, as nothing is read past it until it is made, and the last claims must be small, as
+//! somebody waits for whoever made them. Which worker runs a task never changes a result.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -30,24 +33,38 @@ const OPERATION: usize = 1 << 15;
 const SPIN: Duration = Duration::from_micros(50);
 const YIELD: Duration = Duration::from_micros(250);
 
+/// A claim takes one of so many parts of the tasks that are left of a range, but at least one task.
+const PARTS: usize = 8;
+
 /// One worker's part of an operation's tasks. A cache line each, so that claims do not disturb each other.
 #[repr(align(128))]
 #[derive(Default)]
-struct Range {
+struct Share {
     next: AtomicUsize,
     end: AtomicUsize,
 }
 
+impl Share {
+    /// Tasks that nobody else has claimed or will.
+    fn claim(&self) -> Option<Range<usize>> {
+        let end = self.end.load(Ordering::Relaxed);
+        let left = end.saturating_sub(self.next.load(Ordering::Relaxed));
+        let wanted = (left / PARTS).max(1);
+        let start = self.next.fetch_add(wanted, Ordering::Relaxed);
+        (start < end).then(|| start..end.min(start + wanted))
+    }
+}
+
 /// The operation that the gate is open for: a pointer whose pointee the leader keeps alive until it has closed
 /// the gate and every member has left.
-type Task = *const (dyn Fn(usize) + Sync);
+type Task = *const (dyn Fn(Range<usize>) + Sync);
 
 /// What the workers of one pass share.
 pub(super) struct Shared {
     isa: Isa,
     gate: AtomicUsize,
     task: UnsafeCell<Option<Task>>,
-    ranges: Box<[Range]>,
+    shares: Box<[Share]>,
     finished: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     parked: AtomicUsize,
@@ -66,7 +83,7 @@ impl Shared {
             isa,
             gate: AtomicUsize::new(0),
             task: UnsafeCell::new(None),
-            ranges: (0..threads).map(|_| Range::default()).collect(),
+            shares: (0..threads).map(|_| Share::default()).collect(),
             finished: AtomicBool::new(false),
             panic: Mutex::new(None),
             parked: AtomicUsize::new(0),
@@ -144,38 +161,33 @@ impl Shared {
     }
 
     /// Claims and runs tasks until none is left. A panic is kept for the leader and ends the operation.
-    fn work(&self, worker: usize, task: &(dyn Fn(usize) + Sync)) {
+    fn work(&self, worker: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
         let claim_all = || {
-            for i in 0..self.ranges.len() {
-                let range = &self.ranges[(worker + i) % self.ranges.len()];
-                let end = range.end.load(Ordering::Relaxed);
-                loop {
-                    let next = range.next.fetch_add(1, Ordering::Relaxed);
-                    if next >= end {
-                        break;
-                    }
-                    task(next);
+            for i in 0..self.shares.len() {
+                let share = &self.shares[(worker + i) % self.shares.len()];
+                while let Some(tasks) = share.claim() {
+                    task(tasks);
                 }
             }
         };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(claim_all)) {
-            for range in &self.ranges {
-                range.next.store(usize::MAX / 2, Ordering::Relaxed);
+            for share in &self.shares {
+                share.next.store(usize::MAX / 2, Ordering::Relaxed);
             }
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }
 
     /// The leader's side of one operation of `n` tasks.
-    fn lead(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
-        let threads = self.ranges.len();
+    fn lead(&self, n: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
+        let threads = self.shares.len();
         let start = |worker: usize| n / threads * worker + (n % threads).min(worker);
-        for (worker, range) in self.ranges.iter().enumerate() {
-            range.next.store(start(worker), Ordering::Relaxed);
-            range.end.store(start(worker + 1), Ordering::Relaxed);
+        for (worker, share) in self.shares.iter().enumerate() {
+            share.next.store(start(worker), Ordering::Relaxed);
+            share.end.store(start(worker + 1), Ordering::Relaxed);
         }
         // SAFETY: only the lifetime changes; the gate is closed and without members again before this returns.
-        let erased = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Task>(task) };
+        let erased = unsafe { std::mem::transmute::<*const (dyn Fn(Range<usize>) + Sync + '_), Task>(task) };
         // SAFETY: the gate is closed and without members, so nobody else looks at the cell.
         unsafe { *self.task.get() = Some(erased) };
         let operation = self.gate.load(Ordering::Relaxed) / OPERATION;
@@ -215,7 +227,7 @@ impl<'a> Crew<'a> {
 
     /// The number of workers. Never let a result depend on it.
     pub fn threads(&self) -> usize {
-        self.shared.ranges.len()
+        self.shared.shares.len()
     }
 
     /// The tier of kernels to use.
@@ -225,10 +237,15 @@ impl<'a> Crew<'a> {
 
     /// Calls `task(i)` once for each i in 0..n, spread over the workers; returns when all are done.
     pub fn for_each(&self, n: usize, task: impl Fn(usize) + Sync) {
-        if n <= 1 || self.threads() == 1 {
-            (0..n).for_each(task);
-        } else {
-            self.shared.lead(n, &task);
+        self.runs(n, |tasks| tasks.for_each(&task));
+    }
+
+    /// Calls `task` with runs of 0..n that together cover it once, spread over the workers; returns when all are done.
+    fn runs(&self, n: usize, task: impl Fn(Range<usize>) + Sync) {
+        match n {
+            0 => (),
+            2.. if self.threads() > 1 => self.shared.lead(n, &task),
+            _ => task(0..n),
         }
     }
 
@@ -259,23 +276,34 @@ impl<'a> Crew<'a> {
         let n_down = n_rows.div_ceil(height);
         let n_across: usize = segments.iter().map(|segment| segment.div_ceil(width)).sum();
         let base = Base(out.as_mut_ptr());
-        self.for_each(n_down * n_across, |index| {
-            let (mut across, row) = (index / n_down, index % n_down * height);
+        self.runs(n_down * n_across, |tiles| {
+            let (mut across, mut row) = (tiles.start / n_down, tiles.start % n_down * height);
             let (mut segment, mut start) = (0, 0);
             while across >= segments[segment].div_ceil(width) {
                 across -= segments[segment].div_ceil(width);
                 start += segments[segment];
                 segment += 1;
             }
-            task(Tile {
-                base: base.pointer(),
-                row_len,
-                rows: row..n_rows.min(row + height),
-                columns: start + across * width..start + segments[segment].min((across + 1) * width),
-                segment,
-                start_of_segment: start,
-                _out: PhantomData,
-            });
+            let mut column = across * width;
+            for _ in tiles {
+                while column >= segments[segment] {
+                    (column, start, segment) = (0, start + segments[segment], segment + 1);
+                }
+                let end = segments[segment].min(column + width);
+                task(Tile {
+                    base: base.pointer(),
+                    row_len,
+                    rows: row..n_rows.min(row + height),
+                    columns: start + column..start + end,
+                    segment,
+                    start_of_segment: start,
+                    _out: PhantomData,
+                });
+                row += height;
+                if row >= n_rows {
+                    (row, column) = (0, end);
+                }
+            }
         });
     }
 
@@ -286,7 +314,7 @@ impl<'a> Crew<'a> {
         out: &mut [T],
         row_len: usize,
         width: usize,
-        ranges: &[std::ops::Range<usize>],
+        ranges: &[Range<usize>],
         task: impl Fn(usize, Tile<'_, T>) + Sync,
     ) {
         assert!(row_len > 0 && out.len().is_multiple_of(row_len), "{} values in rows of {row_len}", out.len());
@@ -335,9 +363,9 @@ pub(super) struct Tile<'a, T> {
     base: *mut T,
     row_len: usize,
     /// The rows of the matrix that the tile covers.
-    pub(super) rows: std::ops::Range<usize>,
+    pub(super) rows: Range<usize>,
     /// The columns of the matrix that the tile covers.
-    pub(super) columns: std::ops::Range<usize>,
+    pub(super) columns: Range<usize>,
     /// The segment that they belong to, and its first column.
     pub(super) segment: usize,
     pub(super) start_of_segment: usize,
