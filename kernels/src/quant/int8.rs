@@ -20,7 +20,8 @@ use crate::error::KernelError;
 
 /// Inputs that share a scale.
 pub const GROUP: usize = 32;
-const CODE_BYTES: usize = PANEL_ROWS * STEP;
+/// Bytes of a step before its scales.
+pub(crate) const CODE_BYTES: usize = PANEL_ROWS * STEP;
 const STEP_BYTES: usize = CODE_BYTES + 2 * PANEL_ROWS * STEP / GROUP;
 
 /// What is added to a code: the instructions multiply unsigned weights with signed activations.
@@ -62,58 +63,106 @@ pub fn packed_bytes(rows: usize, cols: usize) -> Option<usize> {
 /// that have an [`Isa`](crate::Isa) want [`Isa::quantize_int8`](crate::Isa::quantize_int8).
 #[inline(always)]
 pub fn quantize_rows(source: &[f32], cols: usize, packed: &mut [u8]) {
+    quantize_rows_with(source, cols, packed, quantize_step);
+}
+
+/// [`quantize_rows`] with a tier's own [`quantize_step`].
+#[inline(always)]
+pub(crate) fn quantize_rows_with(
+    source: &[f32],
+    cols: usize,
+    packed: &mut [u8],
+    quantize_step: impl Fn(&StepWeights<'_>, &mut Step),
+) {
     let rows = source.len() / cols.max(1);
     assert_eq!(Some(packed.len()), packed_bytes(rows, cols), "bytes of {rows} packed rows of {cols}");
-    let (steps, _) = packed.as_chunks_mut::<STEP_BYTES>();
+    let (steps, _) = packed.as_chunks_mut();
     for (rows, steps) in panels(source, cols).zip(steps.chunks_exact_mut(cols.div_ceil(STEP))) {
+        // What there is of the last step. Rows that are not there are zeros.
+        let mut last = [[0.0; STEP]; PANEL_ROWS];
+        let whole = cols - cols % STEP;
+        for (last, row) in last.iter_mut().zip(rows.chunks_exact(cols)) {
+            last[..cols - whole].copy_from_slice(&row[whole..]);
+        }
         for (step, start) in steps.iter_mut().zip((0..).step_by(STEP)) {
-            let (quads, scales) = step.split_at_mut(CODE_BYTES);
-            let (quads, scales) = (quads.as_chunks_mut::<QUAD>().0, scales.as_chunks_mut::<2>().0);
-            if rows.len() < PANEL_ROWS * cols {
-                quads.fill([BIAS as u8; QUAD]);
-                scales.fill([0; 2]);
-            }
-            for (r, row) in rows.chunks_exact(cols).enumerate() {
-                let row = &row[start..];
-                let mut padded = [0.0; STEP];
-                let weights = row.first_chunk().unwrap_or_else(|| {
-                    padded[..row.len()].copy_from_slice(row);
-                    &padded
-                });
-                for (g, weights) in weights.as_chunks().0.iter().enumerate() {
-                    let (scale, codes) = quantize_group(weights);
-                    scales[PANEL_ROWS * g + r] = scale.to_le_bytes();
-                    for (q, codes) in codes.as_chunks().0.iter().enumerate() {
-                        quads[PANEL_ROWS * (GROUP / QUAD * g + q) + r] = *codes;
-                    }
-                }
-            }
+            let row = |r| rows.get(r * cols + start..(r + 1) * cols).and_then(|row| row.first_chunk());
+            quantize_step(&std::array::from_fn(|r| row(r).unwrap_or(&last[r])), step);
         }
     }
 }
 
-/// The scale of a group, an f16, and its codes as they are stored.
+/// The weights of a step, row by row.
+pub(crate) type StepWeights<'a> = [&'a [f32; STEP]; PANEL_ROWS];
+
+/// Quantizes the weights of a step, all rows of a group at a time.
 #[inline(always)]
-fn quantize_group(weights: &[f32; GROUP]) -> (u16, [u8; GROUP]) {
+pub(crate) fn quantize_step(weights: &StepWeights<'_>, step: &mut Step) {
+    let mut weights = weights.map(|row| *row);
+    let (quads, scales) = step.split_at_mut(CODE_BYTES);
+    let mut codes = [[0; STEP]; PANEL_ROWS];
+    for (g, scales) in scales.as_chunks_mut().0.as_chunks_mut::<PANEL_ROWS>().0.iter_mut().enumerate() {
+        let inputs = GROUP * g..GROUP * (g + 1);
+        let mut inverses = [0.0; PANEL_ROWS];
+        for (inverse, row) in inverses.iter_mut().zip(&mut weights) {
+            let row = &mut row[inputs.clone()];
+            *inverse = largest(row);
+            if !inverse.is_finite() {
+                row.iter_mut().for_each(|weight| *weight = sanitize(*weight));
+                *inverse = largest(row);
+            }
+        }
+        for (inverse, scale) in inverses.iter_mut().zip(scales) {
+            let largest = *inverse;
+            let bits = narrow(largest / 127.0).max(u16::from(largest > 0.0));
+            *inverse = if largest > 0.0 { 1.0 / f16::from_bits(bits).widen() } else { 0.0 };
+            *scale = bits.to_le_bytes();
+        }
+        for ((codes, row), inverse) in codes.iter_mut().zip(&weights).zip(inverses) {
+            for (code, weight) in codes[inputs.clone()].iter_mut().zip(&row[inputs.clone()]) {
+                *code = code_of(weight * inverse);
+            }
+        }
+    }
+    let mut columns = codes.map(|codes| std::array::from_fn(|q| u32::from_le_bytes(codes.as_chunks().0[q])));
+    for _ in 0..PANEL_ROWS.ilog2() {
+        columns = interleaved(&columns);
+    }
+    for (quad, column) in quads.as_chunks_mut().0.iter_mut().zip(columns.as_flattened()) {
+        *quad = column.to_le_bytes();
+    }
+}
+
+/// The largest magnitude.
+#[inline(always)]
+fn largest(weights: &[f32]) -> f32 {
+    // As bits, magnitudes are ordered like integers, and what is not finite comes last.
+    let bits = weights.iter().fold(0, |largest, weight| largest.max(weight.abs().to_bits() as i32));
+    f32::from_bits(bits as u32)
+}
+
+/// A code as it is stored, from a weight in units of its scale.
+#[inline(always)]
+fn code_of(value: f32) -> u8 {
     /// 1.5 * 2^23: adding it to a small number leaves the number, rounded to even, in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let (mut finite, mut codes) = ([0.0; GROUP], [0; GROUP]);
-    let mut largest = 0;
-    for (finite, weight) in finite.iter_mut().zip(weights) {
-        *finite = sanitize(*weight);
-        // As bits, magnitudes are ordered like integers.
-        largest = largest.max(finite.abs().to_bits() as i32);
+    let value = if value > -127.0 { value } else { -127.0 };
+    let value = if value < 127.0 { value } else { 127.0 };
+    ((value + ROUND).to_bits() as u8).wrapping_add(BIAS as u8)
+}
+
+/// One of the four perfect shuffles that transpose a square of 16.
+#[inline(always)]
+fn interleaved(square: &[[u32; 16]; 16]) -> [[u32; 16]; 16] {
+    let mut out = [[0; 16]; 16];
+    for i in 0..8 {
+        for j in 0..8 {
+            out[2 * i][2 * j] = square[i][j];
+            out[2 * i][2 * j + 1] = square[i + 8][j];
+            out[2 * i + 1][2 * j] = square[i][j + 8];
+            out[2 * i + 1][2 * j + 1] = square[i + 8][j + 8];
+        }
     }
-    let largest = f32::from_bits(largest as u32);
-    let scale = narrow(largest / 127.0).max(u16::from(largest > 0.0));
-    let inverse = if largest > 0.0 { 1.0 / f16::from_bits(scale).widen() } else { 0.0 };
-    for (code, weight) in codes.iter_mut().zip(finite) {
-        let value = weight * inverse;
-        let value = if value > -127.0 { value } else { -127.0 };
-        let value = if value < 127.0 { value } else { 127.0 };
-        *code = ((value + ROUND).to_bits() as u8).wrapping_add(BIAS as u8);
-    }
-    (scale, codes)
+    out
 }
 
 /// The bits of the f16 next to a number that is not negative, ties to even, at most the largest finite one.

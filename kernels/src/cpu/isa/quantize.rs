@@ -22,7 +22,11 @@ impl Isa {
 
     /// See [`int8::quantize_rows`]: the same bytes, faster.
     pub fn quantize_int8(self, source: &[f32], cols: usize, packed: &mut [u8]) {
-        self.compute(QuantizeInt8 { source, cols, packed });
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512(token) => avx512::quantize::int8(token, source, cols, packed),
+            _ => self.compute(QuantizeInt8 { source, cols, packed }),
+        }
     }
 
     /// See [`stored::to_f32`]: the same, faster.
