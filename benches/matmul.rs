@@ -14,6 +14,9 @@ use infer_kernels::{Arithmetic, Dense, Isa, MatrixRef, Projection, Store, Team, 
 /// Weights of one measurement: far more than the caches hold, so that decoding reads memory.
 const WEIGHT_BYTES: usize = 400 << 20;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 const SHAPES: [(usize, usize); 4] = [(2048, 2048), (5632, 2048), (2048, 5632), (32000, 2048)];
 
 /// Numbers of tokens, unless others are asked for. What the others are compared with is first.
@@ -53,7 +56,7 @@ impl Weights {
             f32: (0..WEIGHT_BYTES / 4).map(|i| (i % 251) as f32 / 251.0).collect(),
             f16: (0..WEIGHT_BYTES / 2).map(|i| f16::from_f32((i % 251) as f32 / 251.0)).collect(),
             bf16: (0..WEIGHT_BYTES / 2).map(|i| bf16::from_f32((i % 251) as f32 / 251.0)).collect(),
-            packed: vec![0x21; WEIGHT_BYTES],
+            packed: vec![0x21; WEIGHT_BYTES + LINE],
         }
     }
 
@@ -63,7 +66,8 @@ impl Weights {
             "f32" => bytemuck::cast_slice(&self.f32),
             "f16" => bytemuck::cast_slice(&self.f16),
             "bf16" => bytemuck::cast_slice(&self.bf16),
-            _ => &self.packed,
+            // As in a mapped file, packed weights start with a cache line.
+            _ => &self.packed[self.packed.as_ptr().align_offset(LINE)..][..WEIGHT_BYTES],
         }
     }
 
@@ -71,7 +75,7 @@ impl Weights {
     fn matrices(&self, format: &str, rows: usize, cols: usize) -> Vec<MatrixRef<'_>> {
         let n = rows * cols;
         let fits = "the length is that of the shape";
-        let packed = self.packed.chunks_exact(bytes(format, rows, cols));
+        let packed = self.bytes("int4").chunks_exact(bytes(format, rows, cols));
         match format {
             "f32" => self.f32.chunks_exact(n).map(|w| MatrixRef::F32(Dense::new(w, rows, cols).expect(fits))).collect(),
             "f16" => self.f16.chunks_exact(n).map(|w| MatrixRef::F16(Dense::new(w, rows, cols).expect(fits))).collect(),

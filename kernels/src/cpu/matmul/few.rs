@@ -35,14 +35,14 @@ impl Part<'_> {
             if inputs.width == 1 {
                 let mut sums = [Lanes::default()];
                 product(inputs, &mut sums);
-                self.put(tile, first, &sums[0].0);
+                self.put(tile, first, 0, &sums);
                 continue;
             }
             let mut sums = [Lanes::default(); COLUMNS];
             let sums = &mut sums[..inputs.width];
             product(inputs, sums);
             for (token, sums) in (first..).zip(sums) {
-                self.put(tile, token, &sums.0);
+                self.put(tile, token, 0, std::slice::from_ref(sums));
             }
         }
     }

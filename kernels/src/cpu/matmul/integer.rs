@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::{Part, few};
-use crate::cpu::Isa;
 use crate::cpu::crew::{Crew, Tile};
 use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::int4::{Int4Ref, Panel};
@@ -19,8 +18,8 @@ pub(super) const FEW: usize = 32;
 /// Columns of a tile of inputs when there are many tokens: as many as the inner kernels keep sums of in registers.
 const MANY_COLUMNS: usize = 6;
 
-/// Steps of int8 weights that meet all tokens while they are in the first-level cache.
-const INT8_STEPS: usize = 16;
+/// Steps of int8 weights that meet all tokens while they are in the second-level cache.
+const INT8_STEPS: usize = 32;
 
 /// Columns of each tile of inputs (the last may have fewer): nearly equal, so that none is much smaller.
 pub(super) fn tile_width(n_tokens: usize, few: bool) -> usize {
@@ -93,14 +92,12 @@ struct Expanded([TileQuad; BLOCK_STEPS * STEP / QUAD]);
 impl Part<'_> {
     pub(super) fn int4(&self, m: &Int4Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
         let panels = self.panels(tile).map(|index| m.panel(index));
+        if self.n_panels == TILE_PANELS {
+            return self.int4_many(&panels, inputs, tile);
+        }
         let panels = &panels[..self.n_panels];
         self.with_sums(tile, |tokens, sums| {
-            let inputs = inputs.of_task(Kind::Int4, tokens);
-            if self.n_panels == TILE_PANELS {
-                int4_many(self.isa, panels, inputs, sums);
-                return;
-            }
-            for (first, inputs) in inputs {
+            for (first, inputs) in inputs.of_task(Kind::Int4, tokens) {
                 self.isa.int4_product(panels, inputs, &mut sums[first * panels.len()..][..inputs.width * panels.len()]);
             }
         });
@@ -108,21 +105,99 @@ impl Part<'_> {
 
     pub(super) fn int8(&self, m: &Int8Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
         let panels = self.panels(tile).map(|index| m.panel(index));
+        if self.n_panels == TILE_PANELS {
+            return self.int8_many(&panels, inputs, tile);
+        }
         let panels = &panels[..self.n_panels];
         self.with_sums(tile, |tokens, sums| {
-            let n_steps = panels[0].len();
-            let at_once = if self.n_panels == TILE_PANELS { INT8_STEPS } else { n_steps.max(1) };
-            for start in (0..n_steps).step_by(at_once) {
-                let mut steps: [&[int8::Step]; TILE_PANELS] = [&[]; TILE_PANELS];
-                for (steps, panel) in steps.iter_mut().zip(panels) {
-                    *steps = &panel[start..n_steps.min(start + at_once)];
-                }
-                for (first, inputs) in inputs.of_task(Kind::Int8, tokens.clone()) {
-                    let sums = &mut sums[first * panels.len()..][..inputs.width * panels.len()];
-                    self.isa.int8_product(&steps[..panels.len()], inputs, start, sums);
-                }
+            for (first, inputs) in inputs.of_task(Kind::Int8, tokens) {
+                self.isa.int8_product(
+                    panels,
+                    inputs,
+                    0,
+                    &mut sums[first * panels.len()..][..inputs.width * panels.len()],
+                );
             }
         });
+    }
+
+    /// Block by block, the weights are expanded to bytes that meet all tokens.
+    pub(super) fn int4_many(
+        &self,
+        panels: &[Panel<'_>; TILE_PANELS],
+        inputs: &QuantizedInputs,
+        tile: &mut Tile<'_, f32>,
+    ) {
+        let mut all_sums = SUMS.take();
+        make_room(&mut all_sums, tile.rows.len() * TILE_PANELS);
+        let mut expanded = Expanded([[[0; 64]; TILE_PANELS]; BLOCK_STEPS * STEP / QUAD]);
+        let mut scales = [Lanes::default(); TILE_PANELS];
+        let n_steps = panels[0].steps.len();
+        for (block, start) in (0..n_steps).step_by(BLOCK_STEPS).enumerate() {
+            let steps = start..n_steps.min(start + BLOCK_STEPS);
+            let expanded = &mut expanded.0[..steps.len() * STEP / QUAD];
+            for (index, panel) in panels.iter().enumerate() {
+                scales[index] = self.isa.expand(&panel.row_scales, &panel.steps[steps.clone()], index, expanded);
+            }
+            for (first, inputs) in inputs.of_task(Kind::Int4, tile.rows.clone()) {
+                let sums = &mut all_sums[first * TILE_PANELS..][..inputs.width * TILE_PANELS];
+                self.accumulate(tile, first, 0..TILE_PANELS, (start == 0, steps.end == n_steps), sums, |sums| {
+                    self.isa.expanded_product(expanded, &scales, inputs, block, sums);
+                });
+            }
+        }
+        SUMS.set(all_sums);
+    }
+
+    /// Some steps at a time, the weights meet all tokens.
+    pub(super) fn int8_many(
+        &self,
+        panels: &[&[int8::Step]; TILE_PANELS],
+        inputs: &QuantizedInputs,
+        tile: &mut Tile<'_, f32>,
+    ) {
+        let mut all_sums = SUMS.take();
+        make_room(&mut all_sums, tile.rows.len() * TILE_PANELS);
+        let n_steps = panels[0].len();
+        for start in (0..n_steps).step_by(INT8_STEPS) {
+            let end = n_steps.min(start + INT8_STEPS);
+            let steps = panels.map(|panel| &panel[start..end]);
+            for (first, inputs) in inputs.of_task(Kind::Int8, tile.rows.clone()) {
+                let sums = &mut all_sums[first * TILE_PANELS..][..inputs.width * TILE_PANELS];
+                self.accumulate(tile, first, 0..TILE_PANELS, (start == 0, end == n_steps), sums, |sums| {
+                    self.isa.int8_product(&steps, inputs, start, sums);
+                });
+            }
+        }
+        SUMS.set(all_sums);
+    }
+
+    /// Lets `work` add to the sums of some tokens and panels, `sums[token][panel]`, which are zeros at the first call
+    /// for them and are finished at the last.
+    fn accumulate(
+        &self,
+        tile: &mut Tile<'_, f32>,
+        first: usize,
+        panels: Range<usize>,
+        (is_first, is_last): (bool, bool),
+        sums: &mut [Lanes],
+        work: impl FnOnce(&mut [Lanes]),
+    ) {
+        if is_first {
+            // As bytes, in as wide stores as the loads that follow.
+            bytemuck::cast_slice_mut::<_, u8>(sums).fill(0);
+        }
+        let tokens = first..first + sums.len() / panels.len();
+        if is_last {
+            // Rows of the output lie far from each other. They come while the sums are made.
+            tokens.clone().for_each(|token| self.ask_for(tile, token, panels.start, panels.len()));
+        }
+        work(sums);
+        if is_last {
+            for (token, sums) in tokens.zip(sums.chunks_exact(panels.len())) {
+                self.put(tile, token, panels.start, sums);
+            }
+        }
     }
 
     /// The panels of a task, `n_panels` of them. Behind the last row the last panel is repeated; those sums are not
@@ -140,31 +215,13 @@ impl Part<'_> {
         sums.resize(tile.rows.len() * self.n_panels, Lanes::default());
         work(tile.rows.clone(), &mut sums);
         for (token, sums) in sums.chunks_exact(self.n_panels).enumerate() {
-            self.put(tile, token, bytemuck::cast_slice(sums));
+            self.put(tile, token, 0, sums);
         }
         SUMS.set(sums);
     }
 }
 
-/// Block by block, the weights are expanded to bytes that meet all tokens.
-fn int4_many<'a>(
-    isa: Isa,
-    panels: &[Panel<'_>],
-    inputs: impl Iterator<Item = (usize, &'a InputTile)> + Clone,
-    sums: &mut [Lanes],
-) {
-    let mut expanded = Expanded([[[0; 64]; TILE_PANELS]; BLOCK_STEPS * STEP / QUAD]);
-    let mut scales = [Lanes::default(); TILE_PANELS];
-    let n_steps = panels[0].steps.len();
-    for (block, start) in (0..n_steps).step_by(BLOCK_STEPS).enumerate() {
-        let steps = start..n_steps.min(start + BLOCK_STEPS);
-        let expanded = &mut expanded.0[..steps.len() * STEP / QUAD];
-        for (index, panel) in panels.iter().enumerate() {
-            scales[index] = isa.expand(&panel.row_scales, &panel.steps[steps.clone()], index, expanded);
-        }
-        for (first, inputs) in inputs.clone() {
-            let sums = &mut sums[first * TILE_PANELS..][..inputs.width * TILE_PANELS];
-            isa.expanded_product(expanded, &scales, inputs, block, sums);
-        }
-    }
+/// Makes `sums` at least `n`, whatever they are.
+fn make_room(sums: &mut Vec<Lanes>, n: usize) {
+    sums.resize(sums.len().max(n), Lanes::default());
 }

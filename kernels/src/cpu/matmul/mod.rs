@@ -14,9 +14,9 @@ use std::ops::Range;
 use super::crew::{Crew, Tile};
 use super::matrix::MatrixRef;
 use super::{Isa, vector};
-use crate::quant::PANEL_ROWS;
 use crate::quant::inputs::Kind;
 use crate::quant::product::TILE_PANELS;
+use crate::quant::{Lanes, PANEL_ROWS};
 use bf16::RoundedInputs;
 use integer::QuantizedInputs;
 
@@ -141,11 +141,25 @@ impl Part<'_> {
         tile.columns.start - self.first..tile.columns.end - self.first
     }
 
-    /// Finishes the sums of one token. There may be more of them than columns of the tile.
-    fn put(&self, tile: &mut Tile<'_, f32>, token: usize, sums: &[f32]) {
-        let rows = self.rows(tile);
-        let out = tile.row(token);
-        let sums = &sums[..out.len()];
+    /// The columns of the tile that have the rows of some panels, which may end before the panels do.
+    fn columns(tile: &Tile<'_, f32>, panel: usize, n_panels: usize) -> Range<usize> {
+        let end = |panel: usize| tile.columns.len().min(panel * PANEL_ROWS);
+        end(panel)..end(panel + n_panels)
+    }
+
+    /// Asks for the outputs of a token that some panels' sums go to.
+    fn ask_for(&self, tile: &mut Tile<'_, f32>, token: usize, panel: usize, n_panels: usize) {
+        let columns = Self::columns(tile, panel, n_panels);
+        self.isa.prefetch(&tile.row(token)[columns]);
+    }
+
+    /// Finishes the sums of one token and the panels from `panel` on.
+    fn put(&self, tile: &mut Tile<'_, f32>, token: usize, panel: usize, sums: &[Lanes]) {
+        let columns = Self::columns(tile, panel, sums.len());
+        let first_row = self.rows(tile).start;
+        let rows = first_row + columns.start..first_row + columns.end;
+        let sums: &[f32] = bytemuck::cast_slice(sums);
+        let (out, sums) = (&mut tile.row(token)[columns.clone()], &sums[..columns.len()]);
         match self.store {
             Store::Set => out.copy_from_slice(sums),
             Store::Add => vector::add(self.isa, out, sums),

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD, Avx512, load, load_lanes, prefetch, store_lanes};
+use super::{AHEAD, Avx512, int8_pairs, load, load_lanes, prefetch, store_lanes};
 use crate::quant::inputs::InputTile;
 use crate::quant::product;
 use crate::quant::{Lanes, QUAD, STEP, int8};
@@ -30,14 +30,14 @@ pub(in crate::cpu::isa) fn int8_product(
                 (6, &[panel]) => int8_columns::<6, 1>([panel], inputs, first, sums, stride),
                 (7, &[panel]) => int8_columns::<7, 1>([panel], inputs, first, sums, stride),
                 (8, &[panel]) => int8_columns::<8, 1>([panel], inputs, first, sums, stride),
-                (1, &[a, b]) => int8_columns::<1, 2>([a, b], inputs, first, sums, stride),
-                (2, &[a, b]) => int8_columns::<2, 2>([a, b], inputs, first, sums, stride),
-                (3, &[a, b]) => int8_columns::<3, 2>([a, b], inputs, first, sums, stride),
-                (4, &[a, b]) => int8_columns::<4, 2>([a, b], inputs, first, sums, stride),
-                (5, &[a, b]) => int8_columns::<5, 2>([a, b], inputs, first, sums, stride),
-                (6, &[a, b]) => int8_columns::<6, 2>([a, b], inputs, first, sums, stride),
-                (7, &[a, b]) => int8_columns::<7, 2>([a, b], inputs, first, sums, stride),
-                (8, &[a, b]) => int8_columns::<8, 2>([a, b], inputs, first, sums, stride),
+                (1, &[a, b]) => int8_pairs::columns::<1>([a, b], inputs, first, sums, stride),
+                (2, &[a, b]) => int8_pairs::columns::<2>([a, b], inputs, first, sums, stride),
+                (3, &[a, b]) => int8_pairs::columns::<3>([a, b], inputs, first, sums, stride),
+                (4, &[a, b]) => int8_pairs::columns::<4>([a, b], inputs, first, sums, stride),
+                (5, &[a, b]) => int8_pairs::columns::<5>([a, b], inputs, first, sums, stride),
+                (6, &[a, b]) => int8_pairs::columns::<6>([a, b], inputs, first, sums, stride),
+                (7, &[a, b]) => int8_pairs::columns::<7>([a, b], inputs, first, sums, stride),
+                (8, &[a, b]) => int8_pairs::columns::<8>([a, b], inputs, first, sums, stride),
                 _ => return product::int8_product(panels, inputs, first, sums),
             }
         }
