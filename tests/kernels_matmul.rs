@@ -3,7 +3,9 @@
 
 use half::{bf16, f16};
 use infer_kernels::quant::{int4, int8};
-use infer_kernels::{Arithmetic, Dense, ElementType, Isa, MatrixRef, Projection, Store, Team, matmul};
+use infer_kernels::{
+    Activation, Arithmetic, Dense, ElementType, Gated, Isa, MatrixRef, Projection, Store, Team, activate_gated, matmul,
+};
 
 /// Reproducible numbers (Steele et al., SplitMix64).
 struct Numbers(u64);
@@ -255,6 +257,40 @@ fn integer_products_are_those_of_rounded_activations_and_equal_on_every_tier() {
                 assert!((*found as f64 - expected).abs() < bound, "{what}, output {i}: {found}, expected {expected}");
             }
         }
+    }
+}
+
+#[test]
+fn gate_and_up_in_one_pass_give_the_bits_of_two_products_and_the_activation() {
+    let mut numbers = Numbers(7);
+    for (n_tokens, rows, cols) in [(33, 16, 64), (40, 1, 300), (64, 33, 257), (100, 70, 90), (530, 48, 40)] {
+        let weights: Vec<Weights> = (0..2).map(|_| Weights::random(&mut numbers, rows, cols)).collect();
+        let x = numbers.floats(n_tokens * cols);
+        for (format, isa) in
+            ["int4", "int8"].into_iter().flat_map(|f| Isa::available().into_iter().map(move |isa| (f, isa)))
+        {
+            let what = format!("{} {format}, {n_tokens} tokens, {rows} x {cols}", isa.name());
+            let team = Team::new(2, isa).unwrap();
+            let group = [weights[0].projection(format), weights[1].projection(format)];
+            let activation = Activation::Silu;
+            let gated = Gated::new(&group[0], &group[1], activation, Arithmetic::Reduced, n_tokens);
+            let (mut found, mut expected) = (vec![1.0; n_tokens * rows], vec![0.0; n_tokens * rows]);
+            let mut sums = vec![0.0; n_tokens * 2 * rows];
+            team.run(|crew| {
+                gated.expect("many tokens with integers").run(crew, &x, &mut found);
+                matmul(crew, &x, n_tokens, &group, Arithmetic::Reduced, Store::Set, &mut sums);
+            });
+            for (sums, expected) in sums.chunks_exact(2 * rows).zip(expected.chunks_exact_mut(rows)) {
+                activate_gated(isa, activation, &sums[..rows], &sums[rows..], expected);
+            }
+            assert_eq!(found, expected, "{what}");
+        }
+        let [dense, int4, int8] = ["f32", "int4", "int8"].map(|format| weights[0].projection(format));
+        let new = |gate, up, arithmetic, n| Gated::new(gate, up, Activation::Silu, arithmetic, n);
+        assert!(new(&int4, &int8, Arithmetic::Reduced, n_tokens).is_none(), "two formats");
+        assert!(new(&dense, &dense, Arithmetic::Reduced, n_tokens).is_none(), "dense weights");
+        assert!(new(&int4, &int4, Arithmetic::Exact, n_tokens).is_none(), "exact arithmetic");
+        assert!(new(&int4, &int4, Arithmetic::Reduced, 1).is_none(), "one token");
     }
 }
 

@@ -44,7 +44,7 @@ pub use cpu::activation::{Activation, activate, activate_gated, softcap};
 pub use cpu::attention::{AttentionShape, BlockTable, QueryRow, attend};
 pub use cpu::crew::Crew;
 pub use cpu::kv::{BLOCK_TOKENS, CacheSlot, KvBlock, KvLayout, KvType, append};
-pub use cpu::matmul::{Arithmetic, Projection, Store, matmul};
+pub use cpu::matmul::{Arithmetic, Gated, Projection, Store, matmul};
 pub use cpu::matrix::{Dense, ElementType, MatrixRef};
 pub use cpu::moe::{Choice, Routing, route};
 pub use cpu::norm::{layer_norm, rms_norm};

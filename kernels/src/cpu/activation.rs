@@ -3,6 +3,7 @@
 use super::Isa;
 use super::isa::elementwise::Loop;
 use super::math::{erf, exp, sigmoid, tanh};
+use crate::quant::Lanes;
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,21 +53,36 @@ fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
 }
 
+/// What a function is applied to.
+enum Values<'a> {
+    InPlace(&'a mut [f32]),
+    Gated {
+        gate: &'a [f32],
+        up: &'a [f32],
+        out: &'a mut [f32],
+    },
+    /// Panels of gate and up in turn.
+    Panels(&'a mut [[Lanes; 2]]),
+}
+
 struct Activate<'a> {
     kind: Activation,
-    /// Gate and up; without them the function is applied in place.
-    gated: Option<(&'a [f32], &'a [f32])>,
-    out: &'a mut [f32],
+    values: Values<'a>,
 }
 
 impl Activate<'_> {
     #[inline(always)]
     fn map(self, f: impl Fn(f32) -> f32) {
-        match self.gated {
-            None => self.out.iter_mut().for_each(|x| *x = f(*x)),
-            Some((gate, up)) => {
-                for ((out, gate), up) in self.out.iter_mut().zip(gate).zip(up) {
+        match self.values {
+            Values::InPlace(x) => x.iter_mut().for_each(|x| *x = f(*x)),
+            Values::Gated { gate, up, out } => {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
                     *out = f(*gate) * up;
+                }
+            }
+            Values::Panels(panels) => {
+                for [gate, up] in panels {
+                    gate.iter_mut().zip(up.iter()).for_each(|(gate, up)| *gate = f(*gate) * up);
                 }
             }
         }
@@ -94,14 +110,19 @@ impl Loop for Activate<'_> {
 
 /// Applies the function to each value, in place.
 pub fn activate(isa: Isa, kind: Activation, x: &mut [f32]) {
-    isa.compute(Activate { kind, gated: None, out: x });
+    isa.compute(Activate { kind, values: Values::InPlace(x) });
 }
 
 /// out = f(gate) * up (Shazeer, arXiv:2002.05202). The slices have one length.
 pub fn activate_gated(isa: Isa, kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert_eq!(gate.len(), out.len(), "length of gate, which must be that of the output");
     assert_eq!(up.len(), out.len(), "length of up, which must be that of the output");
-    isa.compute(Activate { kind, gated: Some((gate, up)), out });
+    isa.compute(Activate { kind, values: Values::Gated { gate, up, out } });
+}
+
+/// gate = f(gate) * up, in place, for panels of both.
+pub(super) fn activate_panels(isa: Isa, kind: Activation, panels: &mut [[Lanes; 2]]) {
+    isa.compute(Activate { kind, values: Values::Panels(panels) });
 }
 
 struct Softcap<'a> {

@@ -14,9 +14,9 @@ const FEW: usize = 16;
 const DEPTH: usize = 128;
 
 impl Part<'_> {
-    /// The products of the tile's tokens `x`, [tokens, cols], with its rows.
-    pub(super) fn exact(&self, x: &[f32], cols: usize, tile: &mut Tile<'_, f32>) {
-        match &self.projection.weight {
+    /// The products of the tile's tokens `x`, [tokens, cols], with the rows of `weight` that it covers.
+    pub(super) fn exact(&self, weight: &MatrixRef<'_>, x: &[f32], cols: usize, tile: &mut Tile<'_, f32>) {
+        match weight {
             MatrixRef::F32(m) => self.dense(m, x, cols, tile),
             MatrixRef::F16(m) => self.dense(m, x, cols, tile),
             MatrixRef::Bf16(m) => self.dense(m, x, cols, tile),

@@ -35,15 +35,13 @@ impl Part<'_> {
             if inputs.width == 1 {
                 let mut sums = [Lanes::default()];
                 product(inputs, &mut sums);
-                self.put(tile, first, 0, &sums);
+                self.finish(tile, first, &mut sums);
                 continue;
             }
             let mut sums = [Lanes::default(); COLUMNS];
             let sums = &mut sums[..inputs.width];
             product(inputs, sums);
-            for (token, sums) in (first..).zip(sums) {
-                self.put(tile, token, 0, std::slice::from_ref(sums));
-            }
+            self.finish(tile, first, sums);
         }
     }
 }

@@ -141,7 +141,7 @@ impl Part<'_> {
             }
             for (first, inputs) in inputs.of_task(Kind::Int4, tile.rows.clone()) {
                 let sums = &mut all_sums[first * TILE_PANELS..][..inputs.width * TILE_PANELS];
-                self.accumulate(tile, first, 0..TILE_PANELS, (start == 0, steps.end == n_steps), sums, |sums| {
+                self.accumulate(tile, first, (start == 0, steps.end == n_steps), sums, |sums| {
                     self.isa.expanded_product(expanded, &scales, inputs, block, sums);
                 });
             }
@@ -164,7 +164,7 @@ impl Part<'_> {
             let steps = panels.map(|panel| &panel[start..end]);
             for (first, inputs) in inputs.of_task(Kind::Int8, tile.rows.clone()) {
                 let sums = &mut all_sums[first * TILE_PANELS..][..inputs.width * TILE_PANELS];
-                self.accumulate(tile, first, 0..TILE_PANELS, (start == 0, end == n_steps), sums, |sums| {
+                self.accumulate(tile, first, (start == 0, end == n_steps), sums, |sums| {
                     self.isa.int8_product(&steps, inputs, start, sums);
                 });
             }
@@ -172,13 +172,12 @@ impl Part<'_> {
         SUMS.set(all_sums);
     }
 
-    /// Lets `work` add to the sums of some tokens and panels, `sums[token][panel]`, which are zeros at the first call
+    /// Lets `work` add to the sums of the tokens from `first` on, `sums[token][panel]`, which are zeros at the first call
     /// for them and are finished at the last.
     fn accumulate(
         &self,
         tile: &mut Tile<'_, f32>,
         first: usize,
-        panels: Range<usize>,
         (is_first, is_last): (bool, bool),
         sums: &mut [Lanes],
         work: impl FnOnce(&mut [Lanes]),
@@ -187,16 +186,13 @@ impl Part<'_> {
             // As bytes, in as wide stores as the loads that follow.
             bytemuck::cast_slice_mut::<_, u8>(sums).fill(0);
         }
-        let tokens = first..first + sums.len() / panels.len();
         if is_last {
             // Rows of the output lie far from each other. They come while the sums are made.
-            tokens.clone().for_each(|token| self.ask_for(tile, token, panels.start, panels.len()));
+            (first..first + sums.len() / self.n_panels).for_each(|token| self.isa.prefetch(tile.row(token)));
         }
         work(sums);
         if is_last {
-            for (token, sums) in tokens.zip(sums.chunks_exact(panels.len())) {
-                self.put(tile, token, panels.start, sums);
-            }
+            self.finish(tile, first, sums);
         }
     }
 
@@ -214,9 +210,7 @@ impl Part<'_> {
         sums.clear();
         sums.resize(tile.rows.len() * self.n_panels, Lanes::default());
         work(tile.rows.clone(), &mut sums);
-        for (token, sums) in sums.chunks_exact(self.n_panels).enumerate() {
-            self.put(tile, token, 0, sums);
-        }
+        self.finish(tile, 0, &mut sums);
         SUMS.set(sums);
     }
 }

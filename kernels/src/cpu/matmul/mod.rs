@@ -7,10 +7,12 @@
 mod bf16;
 mod exact;
 mod few;
+mod gated;
 mod integer;
 
 use std::ops::Range;
 
+use super::activation::{Activation, activate_panels};
 use super::crew::{Crew, Tile};
 use super::matrix::MatrixRef;
 use super::{Isa, vector};
@@ -18,6 +20,7 @@ use crate::quant::inputs::Kind;
 use crate::quant::product::TILE_PANELS;
 use crate::quant::{Lanes, PANEL_ROWS};
 use bf16::RoundedInputs;
+pub use gated::Gated;
 use integer::QuantizedInputs;
 
 /// One matrix of a group that shares its input.
@@ -98,10 +101,12 @@ pub fn matmul(
     let tile_width = integer::tile_width(n_tokens, few);
     let inputs =
         (arithmetic == Arithmetic::Reduced).then(|| QuantizedInputs::new(crew, x, n_tokens, tile_width, cols, wanted));
-    let height = n_tokens.div_ceil(tile_width).div_ceil(n_tokens.div_ceil(HEIGHT)) * tile_width;
+    let height = task_height(n_tokens, tile_width);
     crew.tiles(out, &widths, n_panels * PANEL_ROWS, height, |mut tile| {
-        let part = Part { isa, projection: &group[tile.segment], first: tile.start_of_segment, n_panels, store };
-        match (&part.projection.weight, &inputs, &rounded) {
+        let Projection { weight, bias } = &group[tile.segment];
+        let epilogue = Epilogue::Store { bias: *bias, store };
+        let part = Part { isa, first: tile.start_of_segment, n_panels, epilogue };
+        match (weight, &inputs, &rounded) {
             (MatrixRef::Int4(m), Some(inputs), _) if n_panels == 1 => part.int4_few(m, inputs, &mut tile),
             (MatrixRef::Int8(m), Some(inputs), _) if n_panels == 1 => part.int8_few(m, inputs, &mut tile),
             (MatrixRef::Int4(m), Some(inputs), _) => part.int4(m, inputs, &mut tile),
@@ -109,10 +114,15 @@ pub fn matmul(
             (MatrixRef::Bf16(m), _, Some(inputs)) => part.bf16(m, inputs, cols, &mut tile),
             _ => {
                 let x = &x[tile.rows.start * cols..tile.rows.end * cols];
-                part.exact(x, cols, &mut tile);
+                part.exact(weight, x, cols, &mut tile);
             }
         }
     });
+}
+
+/// Tokens of a task: nearly equal numbers of whole tiles.
+fn task_height(n_tokens: usize, tile_width: usize) -> usize {
+    n_tokens.div_ceil(tile_width).div_ceil(n_tokens.div_ceil(HEIGHT)) * tile_width
 }
 
 /// The form of activations that a matrix wants, if it is quantized.
@@ -124,48 +134,65 @@ fn kind_of(weight: &MatrixRef<'_>) -> Option<Kind> {
     }
 }
 
-/// What a task knows of the projection that its tile belongs to.
+/// What a task knows of its outputs.
 struct Part<'a> {
     isa: Isa,
-    projection: &'a Projection<'a>,
-    /// The output column of the projection's first row.
+    /// The output column of the matrix's first row.
     first: usize,
     /// Panels of rows that a task has, unless the rows end before.
     n_panels: usize,
-    store: Store,
+    epilogue: Epilogue<'a>,
+}
+
+/// How sums become outputs.
+enum Epilogue<'a> {
+    /// They are outputs.
+    Store { bias: Option<&'a [f32]>, store: Store },
+    /// Panels of gate and up in turn become outputs of a gated network.
+    Gate { biases: [Option<&'a [f32]>; 2], activation: Activation },
 }
 
 impl Part<'_> {
-    /// The projection's rows that a tile covers.
+    /// The matrix's rows that a tile covers.
     fn rows(&self, tile: &Tile<'_, f32>) -> Range<usize> {
         tile.columns.start - self.first..tile.columns.end - self.first
     }
 
-    /// The columns of the tile that have the rows of some panels, which may end before the panels do.
-    fn columns(tile: &Tile<'_, f32>, panel: usize, n_panels: usize) -> Range<usize> {
-        let end = |panel: usize| tile.columns.len().min(panel * PANEL_ROWS);
-        end(panel)..end(panel + n_panels)
-    }
-
-    /// Asks for the outputs of a token that some panels' sums go to.
-    fn ask_for(&self, tile: &mut Tile<'_, f32>, token: usize, panel: usize, n_panels: usize) {
-        let columns = Self::columns(tile, panel, n_panels);
-        self.isa.prefetch(&tile.row(token)[columns]);
-    }
-
-    /// Finishes the sums of one token and the panels from `panel` on.
-    fn put(&self, tile: &mut Tile<'_, f32>, token: usize, panel: usize, sums: &[Lanes]) {
-        let columns = Self::columns(tile, panel, sums.len());
-        let first_row = self.rows(tile).start;
-        let rows = first_row + columns.start..first_row + columns.end;
-        let sums: &[f32] = bytemuck::cast_slice(sums);
-        let (out, sums) = (&mut tile.row(token)[columns.clone()], &sums[..columns.len()]);
-        match self.store {
-            Store::Set => out.copy_from_slice(sums),
-            Store::Add => vector::add(self.isa, out, sums),
-        }
-        if let Some(bias) = self.projection.bias {
-            vector::add(self.isa, out, &bias[rows]);
+    /// Finishes the sums of the tokens from `first` on, `sums[token][panel]`. There may be more of them than rows.
+    fn finish(&self, tile: &mut Tile<'_, f32>, first: usize, sums: &mut [Lanes]) {
+        let rows = self.rows(tile);
+        match self.epilogue {
+            Epilogue::Store { bias, store } => {
+                for (token, sums) in (first..).zip(sums.chunks_exact(self.n_panels)) {
+                    let out = tile.row(token);
+                    let sums = &bytemuck::cast_slice(sums)[..out.len()];
+                    match store {
+                        Store::Set => out.copy_from_slice(sums),
+                        Store::Add => vector::add(self.isa, out, sums),
+                    }
+                    if let Some(bias) = bias {
+                        vector::add(self.isa, out, &bias[rows.clone()]);
+                    }
+                }
+            }
+            Epilogue::Gate { biases, activation } => {
+                for (i, bias) in biases.into_iter().enumerate() {
+                    let Some(bias) = bias else { continue };
+                    for sums in sums.chunks_exact_mut(self.n_panels) {
+                        for (sums, bias) in
+                            sums.iter_mut().skip(i).step_by(2).zip(bias[rows.clone()].chunks(PANEL_ROWS))
+                        {
+                            vector::add(self.isa, &mut sums[..bias.len()], bias);
+                        }
+                    }
+                }
+                activate_panels(self.isa, activation, sums.as_chunks_mut().0);
+                for (token, sums) in (first..).zip(sums.chunks_exact(self.n_panels)) {
+                    for (out, gated) in tile.row(token).chunks_mut(PANEL_ROWS).zip(sums.iter().step_by(2)) {
+                        out.copy_from_slice(&gated[..out.len()]);
+                    }
+                }
+            }
         }
     }
 }

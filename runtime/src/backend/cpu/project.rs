@@ -1,7 +1,7 @@
 //! Linear maps over the rows of a batch: groups that share an input, whole or factored, and what is fused to them.
 
 use infer_kernels::Crew;
-use infer_kernels::cpu::matmul::{Arithmetic, Projection, Store, matmul};
+use infer_kernels::cpu::matmul::{Arithmetic, Gated, Projection, Store, matmul};
 use infer_kernels::cpu::{activation, vector};
 
 use super::normalize::add_normed;
@@ -27,13 +27,7 @@ impl Projector {
         let product = |x: &[f32], group: &[Projection<'_>], store: Store, out: &mut [f32]| {
             matmul(crew, x, n_rows, group, arithmetic, store, out);
         };
-        let matrices: Vec<Projection<'_>> = group
-            .iter()
-            .filter_map(|linear| match &linear.weight {
-                Weight::Matrix(matrix) => Some(whole(matrix, linear.bias.as_deref())),
-                Weight::Factored { .. } => None,
-            })
-            .collect();
+        let matrices: Vec<Projection<'_>> = group.iter().filter_map(|linear| projection(linear)).collect();
         if matrices.len() == group.len() {
             return product(x, &matrices, store, out);
         }
@@ -104,12 +98,26 @@ impl Projector {
             crew.rows(activated, width, |_, row| activation::activate(isa, network.activation, row));
             return;
         }
+        if let [gate, up] = group[..]
+            && let (Some(gate), Some(up)) = (projection(gate), projection(up))
+            && let Some(gated) = Gated::new(&gate, &up, network.activation, self.arithmetic, n_rows)
+        {
+            return gated.run(crew, x, activated);
+        }
         gate_up.resize(n_rows * 2 * width, 0.0);
         self.project(crew, x, &group, Store::Set, gate_up);
         crew.rows(activated, width, |row, out| {
             let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
             activation::activate_gated(isa, network.activation, gate, up, out);
         });
+    }
+}
+
+/// A linear as one product, unless it is factored.
+fn projection(linear: &Linear) -> Option<Projection<'_>> {
+    match &linear.weight {
+        Weight::Matrix(matrix) => Some(whole(matrix, linear.bias.as_deref())),
+        Weight::Factored { .. } => None,
     }
 }
 
