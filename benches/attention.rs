@@ -5,12 +5,13 @@
 //! `cargo bench -p infer-kernels --bench attention [threads] [f32|f16|bf16|q8] [exact] [heads=32,4,64] [cases=0,3]`;
 //! INFER_ISA as ever.
 
-use std::time::Instant;
+mod timing;
 
 use infer_kernels::cpu::probe::{self, Operation};
 use infer_kernels::{
     Arithmetic, AttentionShape, BLOCK_TOKENS, BlockTable, Isa, KvBlock, KvLayout, KvType, QueryRow, Team, attend,
 };
+use timing::{median, seconds};
 
 /// (sequences, new tokens of each, tokens before them): prefill, its end at 4096, decode, checking a draft, a batch.
 const BATCHES: [(usize, usize, usize); 7] =
@@ -20,18 +21,6 @@ const LAYERS: usize = 22;
 
 /// Rounds of a measurement, of which the median counts.
 const ROUNDS: usize = 7;
-
-/// Seconds that `run` takes.
-fn seconds(run: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    run();
-    start.elapsed().as_secs_f64()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -4,12 +4,13 @@
 //!
 //! `cargo bench -p infer-kernels --bench matmul [threads] [formats] [tokens=1,3,17] [exact]`; INFER_ISA as ever.
 
-use std::time::Instant;
+mod timing;
 
 use half::{bf16, f16};
 use infer_kernels::cpu::probe::{self, Operation};
 use infer_kernels::quant::{int4, int8};
 use infer_kernels::{Arithmetic, Dense, Isa, MatrixRef, Projection, Store, Team, matmul};
+use timing::{median, seconds};
 
 /// Weights of one measurement: far more than the caches hold, so that decoding reads memory.
 const WEIGHT_BYTES: usize = 400 << 20;
@@ -29,18 +30,6 @@ const FORMATS: [&str; 5] = ["f32", "f16", "bf16", "int8", "int4"];
 
 /// Rounds of a measurement, of which the median counts.
 const ROUNDS: usize = 7;
-
-/// Seconds that `run` takes.
-fn seconds(run: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    run();
-    start.elapsed().as_secs_f64()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
 
 struct Weights {
     f32: Vec<f32>,

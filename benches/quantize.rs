@@ -2,12 +2,13 @@
 //! from stored weights to f32 and from there to packed ones. `cargo bench -p infer-kernels --bench quantize [threads]`;
 //! without it, one thread and all.
 
-use std::time::Instant;
+mod timing;
 
 use half::bf16;
 use infer_kernels::cpu::matrix::ElementType;
 use infer_kernels::quant::{PANEL_ROWS, int4, int8};
 use infer_kernels::{Isa, KernelError};
+use timing::{median, seconds};
 
 const COLS: usize = 4096;
 
@@ -19,12 +20,11 @@ const ROUNDS: usize = 5;
 
 type Quantize = fn(Isa, &[f32], usize, &mut [u8]);
 
-/// Seconds that threads take to quantize `source`, [ROWS, COLS] in bf16, each its own part.
-fn seconds(isa: Isa, quantize: Quantize, threads: usize, source: &[u8], packed: &mut [u8]) -> f64 {
+/// Quantizes `source`, [ROWS, COLS] in bf16, a part on each thread.
+fn quantize_all(isa: Isa, quantize: Quantize, threads: usize, source: &[u8], packed: &mut [u8]) {
     let panels = ROWS / PANEL_ROWS;
     let (source_bytes, packed_bytes) = (source.len() / panels, packed.len() / panels);
     let share = panels.div_ceil(threads);
-    let start = Instant::now();
     std::thread::scope(|scope| {
         for (source, packed) in source.chunks(share * source_bytes).zip(packed.chunks_mut(share * packed_bytes)) {
             scope.spawn(move || {
@@ -36,7 +36,6 @@ fn seconds(isa: Isa, quantize: Quantize, threads: usize, source: &[u8], packed: 
             });
         }
     });
-    start.elapsed().as_secs_f64()
 }
 
 fn main() -> Result<(), KernelError> {
@@ -61,10 +60,8 @@ fn main() -> Result<(), KernelError> {
         for (name, bytes, quantize) in formats {
             let mut packed = vec![0; bytes.unwrap_or(0)];
             for threads in &threads {
-                let mut times: Vec<f64> =
-                    (0..ROUNDS).map(|_| seconds(isa, quantize, *threads, &source, &mut packed)).collect();
-                times.sort_by(f64::total_cmp);
-                let speed = (ROWS * COLS) as f64 / times[ROUNDS / 2];
+                let mut round = || seconds(|| quantize_all(isa, quantize, *threads, &source, &mut packed));
+                let speed = (ROWS * COLS) as f64 / median((0..ROUNDS).map(|_| round()).collect());
                 let (millions, gb_s, eight) = (speed / 1e6, 2.0 * speed / 1e9, 8e9 / speed);
                 println!(
                     "{:>9} | {name:>6} | {threads:>7} | {millions:>14.0} | {gb_s:>14.2} | {eight:>10.1}",

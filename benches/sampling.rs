@@ -1,9 +1,10 @@
 //! The time that choosing a token from the logits of a vocabulary of 128,256 takes, with one thread.
 //! `cargo bench -p infer-runtime --bench sampling`; INFER_ISA as ever.
 
-use std::time::Instant;
+mod timing;
 
 use infer_runtime::{Sampler, SamplingOptions};
+use timing::{median, seconds};
 
 const VOCABULARY: usize = 128_256;
 
@@ -43,12 +44,11 @@ fn main() -> infer_runtime::Result<()> {
             let mut times = Vec::new();
             for _ in 0..DRAWS {
                 let mut logits = logits.clone();
-                let start = Instant::now();
-                std::hint::black_box(sampler.sample(&mut logits, &tokens, 0)?);
-                times.push(start.elapsed().as_secs_f64() * 1e6);
+                let mut drawn = Ok(0);
+                times.push(seconds(|| drawn = sampler.sample(&mut logits, &tokens, 0)));
+                std::hint::black_box(drawn?);
             }
-            times.sort_by(f64::total_cmp);
-            print!(" {:>8.1}", times[DRAWS / 2]);
+            print!(" {:>8.1}", 1e6 * median(times));
         }
         println!();
     }

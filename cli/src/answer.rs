@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use infer_runtime::{Error, StopReason};
+use infer_runtime::{Error, Outline, StopReason};
 use serde_json::{Value, json};
 
 use crate::args::Cli;
@@ -16,10 +16,9 @@ use crate::prompt::Prompter;
 use crate::terminal;
 use crate::turn::{self, Turn, TurnOptions, rate};
 
-/// Loads, answers, ends.
-pub fn run(cli: &Cli, prompt: &str, interrupts: &Interrupts) -> Result<()> {
+/// Loads, answers, ends. `opening` is the time that the outline has taken.
+pub fn run(cli: &Cli, outline: Outline, opening: Duration, prompt: &str, interrupts: &Interrupts) -> Result<()> {
     let start = Instant::now();
-    let outline = load::for_text(&cli.model)?;
     let prompter = Prompter::new(&outline, &cli.answer, cli.model.verbose)?;
     let system = cli.answer.system.iter().map(|text| chat_file::message("system", text));
     let messages = system.chain([chat_file::message("user", prompt)]).collect();
@@ -30,7 +29,7 @@ pub fn run(cli: &Cli, prompt: &str, interrupts: &Interrupts) -> Result<()> {
         return Err(Error::ContextFull { needed: ids.len(), context }.into());
     }
     let model = load::weights(outline, cli.model.verbose)?;
-    let load = start.elapsed();
+    let load = opening + start.elapsed();
     let options = TurnOptions::new(cli, &model, &prompter);
     let mut session = model.session();
     let mut stream = Stream::new();

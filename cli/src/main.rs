@@ -28,6 +28,7 @@ mod version;
 mod word_wrap;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::parser::ValueSource;
@@ -73,12 +74,20 @@ fn run() -> Result<u8> {
                 Command::Tokenize(args) => tokenize::run(args, &cli.model)?,
             }
         }
-        None => match input::prompt(&cli.answer)? {
-            Some(prompt) => answer::run(&cli, &prompt, &interrupts)?,
-            None => chat::run(&cli, &interrupts)?,
-        },
+        None => answer_or_chat(&cli, &interrupts)?,
     }
     Ok(exit::DONE)
+}
+
+fn answer_or_chat(cli: &Cli, interrupts: &Interrupts) -> Result<()> {
+    // A wrong path is told before a prompt is waited for.
+    let start = Instant::now();
+    let outline = load::for_text(&cli.model)?;
+    let opening = start.elapsed();
+    match input::prompt(&cli.answer)? {
+        Some(prompt) => answer::run(cli, outline, opening, &prompt, interrupts),
+        None => chat::run(cli, outline, interrupts),
+    }
 }
 
 /// A prompt or a flag of answering beside a subcommand would have no effect; say so instead.

@@ -76,6 +76,7 @@ fn a_flags_bad_value_is_named_with_what_is_expected() {
 fn no_prompt_and_nothing_on_standard_input_is_wrong_use() {
     assert_fails(&[], b"", 2, &["no prompt", "standard input is empty"]);
     assert_fails(&[], b"\n", 2, &["no prompt"]);
+    assert_fails(&["--model", "/nonexistent/model"], b"", 3, &["/nonexistent/model", "no such file"]);
     let mut command = infer(&[]);
     command.stdin(Stdio::null());
     let output = command.output().expect("the program ends");

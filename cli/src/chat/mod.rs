@@ -8,7 +8,7 @@ mod totals;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use infer_runtime::{Error, Session, StopReason};
+use infer_runtime::{Error, Outline, Session, StopReason};
 
 use crate::args::Cli;
 use crate::chat_file::ChatFile;
@@ -32,11 +32,10 @@ const ROOM_SHARE: usize = 8;
 const ROOM_TOKENS: usize = 256;
 
 /// Loads, then talks until the user leaves.
-pub fn run(cli: &Cli, interrupts: &Interrupts) -> Result<()> {
+pub fn run(cli: &Cli, outline: Outline, interrupts: &Interrupts) -> Result<()> {
     if cli.answer.json {
         return Err(wrong_use("--json needs a prompt (-p TEXT, -f FILE or standard input)"));
     }
-    let outline = load::for_text(&cli.model)?;
     let prompter = Prompter::new(&outline, &cli.answer, cli.model.verbose)?;
     let model = load::weights(outline, cli.model.verbose)?;
     let mut chat = Chat {
