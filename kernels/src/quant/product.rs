@@ -35,8 +35,16 @@ pub(crate) const TILE_PANELS: usize = 4;
 /// A quad of a tile of expanded weights: byte 4 r + i of a panel is w of input 4 q + i of its row r, plus 128.
 pub(crate) type TileQuad = [[u8; 64]; TILE_PANELS];
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has computed products by this specification.
+    pub(crate) static CALLS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Writes `sums[column][panel][row]` of the products of panels with a tile of inputs.
 pub(crate) fn int4_product(panels: &[Panel<'_>], inputs: &InputTile, sums: &mut [Lanes]) {
+    #[cfg(test)]
+    CALLS.set(CALLS.get() + 1);
     for (column, sums) in sums.chunks_exact_mut(panels.len()).enumerate() {
         for (panel, sums) in panels.iter().zip(sums) {
             for (row, out) in sums.iter_mut().enumerate() {
@@ -116,6 +124,8 @@ pub(crate) fn expanded_product(
     block: usize,
     sums: &mut [Lanes],
 ) {
+    #[cfg(test)]
+    CALLS.set(CALLS.get() + 1);
     let first = block * (Kind::Int4.block() / QUAD);
     for (column, sums) in sums.chunks_exact_mut(TILE_PANELS).enumerate() {
         let scale = inputs.scales[block * inputs.width + column];
@@ -130,6 +140,8 @@ pub(crate) fn expanded_product(
 
 /// Adds to `sums[column][panel][row]` the products of some steps of panels with the inputs from step `first` on.
 pub(crate) fn int8_product(panels: &[&[int8::Step]], inputs: &InputTile, first: usize, sums: &mut [Lanes]) {
+    #[cfg(test)]
+    CALLS.set(CALLS.get() + 1);
     for (column, sums) in sums.chunks_exact_mut(panels.len()).enumerate() {
         for (steps, sums) in panels.iter().zip(sums) {
             for (group, (quads, stored)) in (first * (STEP / int8::GROUP)..).zip(steps.iter().flat_map(int8::groups)) {

@@ -9,6 +9,8 @@ mod exact;
 mod few;
 mod gated;
 mod integer;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
