@@ -19,6 +19,8 @@ pub struct Prompter {
 impl Prompter {
     /// The model's template, or the one that the flags name; says so if there is none.
     pub fn new(model: &Outline, args: &AnswerArgs, verbose: bool) -> Result<Prompter> {
+        let no_tokenizer = || CliError::ModelFile("this model has no tokenizer.json, and text needs it".to_owned());
+        let tokenizer = model.tokenizer()?.ok_or_else(no_tokenizer)?.clone();
         let template = if args.raw {
             None
         } else if let Some(path) = &args.chat_template {
@@ -38,8 +40,7 @@ impl Prompter {
             ),
             _ => {}
         }
-        let no_tokenizer = || CliError::ModelFile("this model has no tokenizer.json, and text needs it".to_owned());
-        Ok(Prompter { tokenizer: model.tokenizer()?.ok_or_else(no_tokenizer)?.clone(), template })
+        Ok(Prompter { tokenizer, template })
     }
 
     /// Whether messages have roles; without a template they are one running text.

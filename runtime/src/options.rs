@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::load::Amount;
 use crate::quantize::Override;
 
 pub use infer_kernels::cpu::kv::KvType;
@@ -168,10 +169,10 @@ impl fmt::Display for Notice {
                 write!(f, "the quantized weights are not kept: {}: {problem}", path.display())
             }
             Notice::Quantized { source_bytes, packed_bytes, elapsed, path } => {
-                let [source, packed] = [source_bytes, packed_bytes].map(|bytes| *bytes as f64 / 1e9);
+                let [source, packed] = [*source_bytes, *packed_bytes].map(Amount);
                 let seconds = elapsed.as_secs_f64();
-                let rate = if seconds > 0.0 { source / seconds } else { 0.0 };
-                write!(f, "quantized {source:.2} GB to {packed:.2} GB in {seconds:.1} s, {rate:.2} GB/s")?;
+                let rate = if seconds > 0.0 { *source_bytes as f64 / 1e9 / seconds } else { 0.0 };
+                write!(f, "quantized {source} to {packed} in {seconds:.1} s, {rate:.2} GB/s")?;
                 match path {
                     Some(path) => write!(f, "; kept in {}", path.display()),
                     None => Ok(()),

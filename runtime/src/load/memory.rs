@@ -66,7 +66,7 @@ impl fmt::Display for MemoryPlan {
 }
 
 /// Bytes for a person: three digits and a decimal unit.
-struct Amount(u64);
+pub(crate) struct Amount(pub u64);
 
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -31,5 +31,6 @@ pub(crate) use config::LARGEST_CONFIG;
 pub use cores::default_threads;
 pub use files::{ModelFile, ModelFiles};
 pub use header::Dtype;
+pub(crate) use memory::Amount;
 pub use memory::{MemoryPlan, PlanOptions, plan_memory};
 pub use random::Shape;
