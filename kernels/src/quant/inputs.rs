@@ -84,16 +84,22 @@ impl InputTile {
         }
     }
 
-    /// Makes all zeros, for `width` rows with `len` values in all; returns the columns of a row.
+    /// Makes room for `width` rows with `len` values in all, zeros where no values will be; returns the columns of a row.
     pub(crate) fn reset(&mut self, kind: Kind, len: usize, width: usize) -> usize {
         let cols = len.checked_div(width).unwrap_or(0);
         let padded = cols.next_multiple_of(STEP);
         let n_blocks = padded.div_ceil(kind.block());
         self.width = width;
-        zeros(&mut self.codes, padded / QUAD * width);
-        zeros(&mut self.scales, n_blocks * width);
-        zeros(&mut self.corrections, n_blocks * width);
-        zeros(&mut self.group_sums, if kind == Kind::Int4 { padded / (2 * GROUP) * width } else { 0 });
+        if cols < padded {
+            self.codes.clear();
+            self.scales.clear();
+            self.corrections.clear();
+        }
+        self.group_sums.clear();
+        self.codes.resize(padded / QUAD * width, 0);
+        self.scales.resize(n_blocks * width, 0.0);
+        self.corrections.resize(n_blocks * width, 0);
+        self.group_sums.resize(if kind == Kind::Int4 { padded / (2 * GROUP) * width } else { 0 }, 0);
         cols
     }
 
@@ -101,12 +107,6 @@ impl InputTile {
     pub(crate) fn quad(&self, quad: usize, column: usize) -> [i32; QUAD] {
         self.codes[quad * self.width + column].to_le_bytes().map(|code| code as i8 as i32)
     }
-}
-
-/// Makes `values` `n` zeros, in the memory that it has.
-fn zeros<T: Copy + Default>(values: &mut Vec<T>, n: usize) {
-    values.clear();
-    values.resize(n, T::default());
 }
 
 /// Writes the codes of a block and returns its scale.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx512, load};
+use super::Avx512;
 use crate::quant::inputs::{GROUP, InputTile, Kind, LEAST, ROUND};
 use crate::quant::{QUAD, STEP, int8};
 
@@ -59,25 +59,30 @@ fn blocks<const N: usize>(x: &[f32], i: usize, column: usize, tile: &mut InputTi
             (scales[b], inverses[b]) = (largest / 127.0, 127.0 / largest);
         }
     }
+    // In whole registers: a load of what several stores have just written would wait for all of them to reach the cache.
     let mut codes = [[0u8; STEP]; ALL / STEP];
-    let registers = codes.as_flattened_mut().as_chunks_mut::<LANES>().0.iter_mut().zip(values);
-    for (r, (codes, values)) in registers.enumerate() {
-        // Only a scale above 0 has codes; NaN is not.
-        let mask = if scales[r / N] > 0.0 { 0xffff } else { 0 };
-        // Not fused, as in the specification.
-        let rounded = _mm512_mul_ps(values, _mm512_set1_ps(inverses[r / N]));
-        let rounded = _mm512_castps_si512(_mm512_add_ps(rounded, _mm512_set1_ps(ROUND)));
-        // SAFETY: sixteen bytes are writable.
-        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_maskz_cvtepi32_epi8(mask, rounded)) };
-    }
     // The sums of groups of 16: in each quad of a register, those of its quads, then the quads' sums.
     let mut sums = [[0i32; LANES]; ALL / STEP];
-    for (sums, codes) in sums.iter_mut().zip(&codes) {
-        let quads = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), load(codes));
+    for (i, (codes, sums)) in codes.iter_mut().zip(&mut sums).enumerate() {
+        let quarter = |q: usize| {
+            let r = i * (STEP / LANES) + q;
+            // Only a scale above 0 has codes; NaN is not.
+            let mask = if scales[r / N] > 0.0 { 0xffff } else { 0 };
+            // Not fused, as in the specification.
+            let rounded = _mm512_mul_ps(values[r], _mm512_set1_ps(inverses[r / N]));
+            let rounded = _mm512_castps_si512(_mm512_add_ps(rounded, _mm512_set1_ps(ROUND)));
+            _mm512_maskz_cvtepi32_epi8(mask, rounded)
+        };
+        let all = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(quarter(0)), quarter(1));
+        let all = _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(all, quarter(2)), quarter(3));
+        let quads = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), all);
         let pairs = _mm512_add_epi32(quads, _mm512_shuffle_epi32::<0b10_11_00_01>(quads));
         let groups = _mm512_add_epi32(pairs, _mm512_shuffle_epi32::<0b01_00_11_10>(pairs));
-        // SAFETY: sixteen values are writable.
-        unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), groups) };
+        // SAFETY: 64 bytes and sixteen values are writable.
+        unsafe {
+            _mm512_storeu_si512(codes.as_mut_ptr().cast(), all);
+            _mm512_storeu_si512(sums.as_mut_ptr().cast(), groups);
+        }
     }
     let mut group_sums = [0; ALL / GROUP];
     for (group, sum) in group_sums.iter_mut().enumerate() {
