@@ -71,14 +71,17 @@ impl<'a> Gated<'a> {
         // A task has the same rows of both, panels of gate and up in turn.
         crew.tiles(out, &[rows], TILE_PANELS / 2 * PANEL_ROWS, height, |mut tile| {
             let part = Part { isa, first: 0, n_panels: TILE_PANELS, epilogue: Epilogue::Gate { biases, activation } };
-            let (first, last) = (tile.columns.start / PANEL_ROWS, (tile.columns.end - 1) / PANEL_ROWS);
+            // Behind the last row the last panels are repeated; those sums are not looked at.
+            let (first, last) = (tile.columns.start / PANEL_ROWS, rows.div_ceil(PANEL_ROWS) - 1);
             let index = |i: usize| last.min(first + i / 2);
             match &self.weights {
                 Weights::Int4(of) => {
                     part.int4_many(&std::array::from_fn(|i| of[i % 2].panel(index(i))), &inputs, &mut tile);
                 }
                 Weights::Int8(of) => {
-                    part.int8_many(&std::array::from_fn(|i| of[i % 2].panel(index(i))), &inputs, &mut tile);
+                    let panels = std::array::from_fn(|i| of[i % 2].panel(index(i)));
+                    let next = std::array::from_fn(|i| of[i % 2].panel(index(TILE_PANELS + i)));
+                    part.int8_many(&panels, &next, &inputs, &mut tile);
                 }
             }
         });

@@ -12,8 +12,8 @@ use crate::quant::product::{BLOCK_STEPS, TILE_PANELS, TileQuad};
 use crate::quant::{Lanes, PANEL_ROWS, QUAD, STEP};
 
 /// Up to this many tokens, weights that all are integers are multiplied as they are read, tile of inputs by tile of
-/// inputs while a panel is in the caches: expanding them would take longer.
-pub(super) const FEW: usize = 32;
+/// inputs while a panel is in the caches: expanding them, or keeping the sums of several panels, would take longer.
+pub(super) const FEW: usize = 20;
 
 /// Columns of a tile of inputs when there are many tokens: as many as the inner kernels keep sums of in registers.
 const MANY_COLUMNS: usize = 6;
@@ -106,7 +106,9 @@ impl Part<'_> {
     pub(super) fn int8(&self, m: &Int8Ref<'_>, inputs: &QuantizedInputs, tile: &mut Tile<'_, f32>) {
         let panels = self.panels(tile).map(|index| m.panel(index));
         if self.n_panels == TILE_PANELS {
-            return self.int8_many(&panels, inputs, tile);
+            let last = m.rows().div_ceil(PANEL_ROWS) - 1;
+            let next = self.panels(tile).map(|index| m.panel(last.min(index + TILE_PANELS)));
+            return self.int8_many(&panels, &next, inputs, tile);
         }
         let panels = &panels[..self.n_panels];
         self.with_sums(tile, |tokens, sums| {
@@ -149,10 +151,11 @@ impl Part<'_> {
         SUMS.set(all_sums);
     }
 
-    /// Some steps at a time, the weights meet all tokens.
+    /// Some steps at a time, the weights meet all tokens. `next` are the panels of the task that is likely to follow.
     pub(super) fn int8_many(
         &self,
         panels: &[&[int8::Step]; TILE_PANELS],
+        next: &[&[int8::Step]; TILE_PANELS],
         inputs: &QuantizedInputs,
         tile: &mut Tile<'_, f32>,
     ) {
@@ -162,7 +165,15 @@ impl Part<'_> {
         for start in (0..n_steps).step_by(INT8_STEPS) {
             let end = n_steps.min(start + INT8_STEPS);
             let steps = panels.map(|panel| &panel[start..end]);
-            for (first, inputs) in inputs.of_task(Kind::Int8, tile.rows.clone()) {
+            let next = if end < n_steps { panels.map(|panel| &panel[end..]) } else { *next };
+            let tiles = inputs.of_task(Kind::Int8, tile.rows.clone());
+            let n_tiles = tiles.clone().count();
+            for (i, (first, inputs)) in tiles.enumerate() {
+                // The weights that come next are read meanwhile, a part with each tile.
+                for next in next {
+                    let next = next[..next.len().min(INT8_STEPS)].as_flattened();
+                    self.isa.prefetch(&next[next.len() * i / n_tiles..next.len() * (i + 1) / n_tiles]);
+                }
                 let sums = &mut all_sums[first * TILE_PANELS..][..inputs.width * TILE_PANELS];
                 self.accumulate(tile, first, (start == 0, end == n_steps), sums, |sums| {
                     self.isa.int8_product(&steps, inputs, start, sums);
