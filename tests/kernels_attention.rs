@@ -1,13 +1,13 @@
 //! Attention against its definition in double precision.
 
 use infer_kernels::{
-    Arithmetic, AttentionShape, BLOCK_TOKENS, BlockTable, Isa, KvBlock, KvLayout, KvType, QueryRow, Team, attend,
+    Arithmetic, AttentionShape, BLOCK_TOKENS, BlockTable, CacheSlot, Isa, KvBlocks, KvLayout, KvType, QueryRow, Team,
+    attend,
 };
 
 /// Sequences whose keys and values are in a pool, with the stored values beside them.
 struct Cache {
-    layout: KvLayout,
-    pool: Vec<KvBlock>,
+    pool: KvBlocks,
     tables: Vec<Vec<u32>>,
     /// [sequence][position] = (key, value), as stored.
     tokens: Vec<Vec<(Vec<f32>, Vec<f32>)>>,
@@ -25,11 +25,12 @@ impl Cache {
     fn new(layout: KvLayout, lengths: &[usize]) -> Cache {
         let n = layout.n_kv_heads * layout.head_dim;
         let n_blocks: usize = lengths.iter().map(|len| len.div_ceil(BLOCK_TOKENS)).sum();
-        let mut pool: Vec<KvBlock> = (0..n_blocks).map(|_| KvBlock::new(&layout)).collect();
+        let mut pool = KvBlocks::new(layout);
+        pool.grow(n_blocks).unwrap();
         // What lies in slots that no token was written to must not matter.
-        for block in &mut pool {
+        for block in 0..pool.len() {
             for slot in 0..BLOCK_TOKENS {
-                block.write(&layout, LAYER, slot, &vec![f32::NAN; n], &vec![f32::INFINITY; n]);
+                pool.write(CacheSlot { block, slot }, LAYER, &vec![f32::NAN; n], &vec![f32::INFINITY; n]);
             }
         }
         let (mut tables, mut tokens, mut used) = (Vec::new(), Vec::new(), 0);
@@ -43,15 +44,16 @@ impl Cache {
                 let value =
                     |part: usize| (0..n).map(|i| number(((sequence * 4096 + position) * 2 + part) * n + i)).collect();
                 let (mut key, mut value): (Vec<f32>, Vec<f32>) = (value(0), value(1));
-                let block = &mut pool[table[position / BLOCK_TOKENS] as usize];
-                block.write(&layout, LAYER, position % BLOCK_TOKENS, &key, &value);
-                block.read(&layout, LAYER, position % BLOCK_TOKENS, &mut key, &mut value);
+                let block = table[position / BLOCK_TOKENS] as usize;
+                let at = CacheSlot { block, slot: position % BLOCK_TOKENS };
+                pool.write(at, LAYER, &key, &value);
+                pool.read(at, LAYER, &mut key, &mut value);
                 stored.push((key, value));
             }
             tables.push(table);
             tokens.push(stored);
         }
-        Cache { layout, pool, tables, tokens }
+        Cache { pool, tables, tokens }
     }
 
     fn run(
@@ -73,8 +75,8 @@ impl Cache {
         let tables: Vec<_> = held.iter().map(|(first, t)| BlockTable { first_block: *first, blocks: t }).collect();
         let mut out = vec![f32::NAN; rows.len() * row_len];
         let team = Team::new(threads, isa).unwrap();
-        let (layout, pool) = (&self.layout, &self.pool);
-        team.run(|crew| attend(crew, shape, layout, LAYER, q, q_stride, rows, &tables, pool, arithmetic, &mut out));
+        let pool = &self.pool;
+        team.run(|crew| attend(crew, shape, LAYER, q, q_stride, rows, &tables, pool, arithmetic, &mut out));
         out
     }
 
@@ -223,7 +225,7 @@ fn reduced_arithmetic_is_near_the_definition_and_exact_for_few_queries_or_an_f32
             let label = format!("{label}, {}", isa.name());
             let out = cache.run((isa, reduced, 1), shape, q, rows);
             assert_eq!(out, cache.run((isa, reduced, 3), shape, q, rows), "{label}: threads");
-            if cache.layout.kv_type == KvType::F32 {
+            if cache.pool.layout().kv_type == KvType::F32 {
                 assert_eq!(out, cache.run((isa, EXACT, 1), shape, q, rows), "{label}: an f32 cache");
             }
             for (i, row) in rows.iter().enumerate() {
@@ -243,23 +245,114 @@ fn reduced_arithmetic_is_near_the_definition_and_exact_for_few_queries_or_an_f32
     });
 }
 
+/// Checking a draft behind a context that two sequences share, one of them with a copy of the block it went on in.
+#[test]
+fn shared_prefixes_and_copied_blocks_give_what_a_cache_of_ones_own_gives() {
+    for kv_type in [KvType::F32, KvType::F16, KvType::Bf16, KvType::Int8] {
+        for (n_heads, n_kv_heads, head_dim, prefix, n_new) in
+            [(8, 1, 64, 1037, 4), (4, 4, 20, 333, 1), (6, 2, 7, 77, 40), (16, 2, 16, 700, 8)]
+        {
+            let layout = KvLayout { n_layers: 3, n_kv_heads, head_dim, kv_type };
+            let len = prefix + n_new;
+            let mut cache = Cache::new(layout, &[len, len]);
+            // The second sequence's prefix is the first's: whole blocks shared, the rest copied.
+            let (own, n_shared) = (cache.tables[1].clone(), prefix / BLOCK_TOKENS);
+            cache.tokens[1] = cache.tokens[0][..prefix].iter().chain(&cache.tokens[1][prefix..]).cloned().collect();
+            let mut shared = cache.tables[0][..n_shared].to_vec();
+            shared.extend(&own[n_shared..]);
+            cache.pool.copy(cache.tables[0][n_shared] as usize, own[n_shared] as usize);
+            for position in 0..len {
+                let at = CacheSlot { block: own[position / BLOCK_TOKENS] as usize, slot: position % BLOCK_TOKENS };
+                if position < n_shared * BLOCK_TOKENS || position >= prefix {
+                    let (key, value) = &cache.tokens[1][position];
+                    cache.pool.write(at, LAYER, key, value);
+                }
+            }
+            let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale: 0.4, softcap: None, window: None };
+            let rows: Vec<_> = (prefix..len).map(|position| QueryRow { sequence: 1, position }).collect();
+            let q: Vec<f32> = (0..n_new * n_heads * head_dim).map(|i| 2.0 * number(i + 9)).collect();
+            for (isa, arithmetic) in
+                Isa::available().into_iter().flat_map(|isa| [(isa, EXACT), (isa, Arithmetic::Reduced)])
+            {
+                cache.tables[1] = own.clone();
+                let expected = cache.run((isa, arithmetic, 2), &shape, &q, &rows);
+                cache.tables[1] = shared.clone();
+                let label = format!("{layout:?}, {n_new} tokens behind {prefix}, {arithmetic:?}, {}", isa.name());
+                for threads in [1, 3] {
+                    let found = cache.run((isa, arithmetic, threads), &shape, &q, &rows);
+                    assert_eq!(found, expected, "{label}, {threads} threads");
+                }
+                let exact: Vec<f64> = rows
+                    .iter()
+                    .zip(q.chunks(n_heads * head_dim))
+                    .flat_map(|(row, q)| cache.exact(&shape, q, *row))
+                    .collect();
+                let bound = if arithmetic == EXACT { 2e-6 } else { 0.03 };
+                let worst = exact.iter().zip(&expected).map(|(a, b)| (a - *b as f64).abs()).fold(0.0, f64::max);
+                assert!(worst < bound, "{label}: off by {worst:e}");
+            }
+        }
+    }
+}
+
+/// Weights are relative to a largest score that came before: slowly or at once, later ones may be far above it or below.
+#[test]
+fn scores_that_grow_and_fall_along_a_sequence_keep_their_weights() {
+    type Course = (&'static str, fn(usize) -> f32);
+    let courses: [Course; 4] = [
+        ("slowly up", |position| position as f32 / 64.0),
+        ("down", |position| -(position as f32) / 16.0),
+        ("one far above", |position| if position == 500 { 60.0 } else { 0.25 }),
+        ("in steps", |position| (position / 200) as f32 * 7.0),
+    ];
+    for (kv_type, (course, key_of)) in
+        [KvType::F16, KvType::Bf16, KvType::Int8].into_iter().flat_map(|kv_type| courses.map(|c| (kv_type, c)))
+    {
+        let layout = KvLayout { n_layers: 2, n_kv_heads: 1, head_dim: 16, kv_type };
+        let mut cache = Cache::new(layout, &[900]);
+        for position in 0..900 {
+            let block = cache.tables[0][position / BLOCK_TOKENS] as usize;
+            let at = CacheSlot { block, slot: position % BLOCK_TOKENS };
+            let (key, value) = &mut cache.tokens[0][position];
+            *key = vec![key_of(position); 16];
+            cache.pool.write(at, LAYER, key, value);
+            cache.pool.read(at, LAYER, key, value);
+        }
+        let (n_heads, scale) = (8, 0.125);
+        let shape = AttentionShape { n_heads, n_kv_heads: 1, head_dim: 16, scale, softcap: None, window: None };
+        let rows: Vec<_> = (896..900).map(|position| QueryRow { sequence: 0, position }).collect();
+        let q = vec![1.0; rows.len() * n_heads * 16];
+        for isa in Isa::available() {
+            let found = cache.run((isa, Arithmetic::Reduced, 1), &shape, &q, &rows);
+            for (row, found) in rows.iter().zip(found.chunks(n_heads * 16)) {
+                for (expected, found) in cache.exact(&shape, &q, *row).iter().zip(found) {
+                    let error = (expected - *found as f64).abs();
+                    assert!(error < 0.01, "{kv_type:?}, {course}, {}: {found} is not {expected}", isa.name());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn rows_and_tables_that_do_not_agree_are_named() {
     let layout = KvLayout { n_layers: 1, n_kv_heads: 1, head_dim: 4, kv_type: KvType::F32 };
     let shape = AttentionShape { n_heads: 1, n_kv_heads: 1, head_dim: 4, scale: 1.0, softcap: None, window: Some(20) };
-    let pool = [KvBlock::new(&layout)];
+    let mut pool = KvBlocks::new(layout);
+    pool.grow(1).unwrap();
+    let beyond = [pool.len() as u32];
+    let beyond_message = format!("beyond the pool's {}", pool.len());
     let team = Team::new(1, Isa::best()).unwrap();
     let cases: [(usize, usize, &[u32], &str); 3] = [
         (16, 0, &[0], "keys 0..=16 of a cache of 0..16"),
         (40, 2, &[0], "keys 21..=40 of a cache of 32..48"),
-        (3, 0, &[1], "beyond the pool's 1"),
+        (3, 0, &beyond, &beyond_message),
     ];
     for (position, first_block, blocks, message) in cases {
         let rows = [QueryRow { sequence: 0, position }];
         let tables = [BlockTable { first_block, blocks }];
         let mut out = [0.0; 4];
-        let run =
-            || team.run(|crew| attend(crew, &shape, &layout, 0, &[0.0; 4], 4, &rows, &tables, &pool, EXACT, &mut out));
+        let run = || team.run(|crew| attend(crew, &shape, 0, &[0.0; 4], 4, &rows, &tables, &pool, EXACT, &mut out));
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
         let text = panic.downcast_ref::<String>().unwrap();
         assert!(text.contains(message), "position {position}: {text}");

@@ -58,4 +58,12 @@ pub enum KernelError {
         /// The system's words.
         reason: String,
     },
+    /// The system did not give the memory of a cache.
+    #[error("cannot get {bytes} bytes for the KV cache: {reason}")]
+    Memory {
+        /// How much was asked for.
+        bytes: usize,
+        /// The system's words.
+        reason: String,
+    },
 }

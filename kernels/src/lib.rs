@@ -43,7 +43,7 @@ pub use cpu::Isa;
 pub use cpu::activation::{Activation, activate, activate_gated, softcap};
 pub use cpu::attention::{AttentionShape, BlockTable, QueryRow, attend};
 pub use cpu::crew::Crew;
-pub use cpu::kv::{BLOCK_TOKENS, CacheSlot, KvBlock, KvLayout, KvType, append};
+pub use cpu::kv::{BLOCK_TOKENS, CacheSlot, KvBlocks, KvLayout, KvType, append};
 pub use cpu::matmul::{Arithmetic, Gated, Projection, Store, matmul};
 pub use cpu::matrix::{Dense, ElementType, MatrixRef};
 pub use cpu::moe::{Choice, Routing, route};

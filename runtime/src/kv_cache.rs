@@ -67,7 +67,7 @@ pub(crate) fn bytes_for_context(groups: &[LayerGroup], context: usize, chunk: us
             let held = group.window.map_or(context, |window| context.min(window.saturating_add(chunk)));
             // One block more than the tokens fill: a window begins and ends inside a block.
             let blocks = held.div_ceil(BLOCK_TOKENS) + usize::from(group.window.is_some());
-            (blocks as u64).saturating_mul(group.layout.block_bytes() as u64)
+            group.layout.memory_bytes(blocks) as u64
         })
         .fold(0, u64::saturating_add)
 }
@@ -82,7 +82,7 @@ pub(crate) struct KvPool {
 
 #[derive(Debug)]
 struct Books {
-    /// Bytes of all blocks that exist.
+    /// Bytes of memory that the blocks which exist take.
     bytes: u64,
     groups: Vec<GroupBooks>,
 }
@@ -91,6 +91,7 @@ struct Books {
 struct GroupBooks {
     /// Users of each block; 0 = free.
     users: Vec<u32>,
+    /// The next to be taken comes last: as a rule blocks are taken in the order in which they lie in memory.
     free: Vec<u32>,
 }
 
@@ -113,25 +114,22 @@ impl KvPool {
         &self.groups
     }
 
-    /// How many blocks of each group exist: the backend must have memory for block numbers below this.
-    pub fn n_blocks(&self) -> Vec<usize> {
-        self.books().groups.iter().map(|group| group.users.len()).collect()
-    }
-
     fn books(&self) -> MutexGuard<'_, Books> {
         // The books are changed in steps that cannot panic, so a poisoned lock still guards consistent books.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, books: &mut Books, group: usize) -> Result<u32> {
-        let block_bytes = self.groups[group].layout.block_bytes() as u64;
-        let total = books.bytes.saturating_add(block_bytes);
+        let layout = &self.groups[group].layout;
         let group_books = &mut books.groups[group];
+        let n_blocks = group_books.users.len();
+        let more = layout.memory_bytes(n_blocks + 1) - layout.memory_bytes(n_blocks);
+        let total = books.bytes.saturating_add(more as u64);
         if let Some(block) = group_books.free.pop() {
             group_books.users[block as usize] = 1;
             return Ok(block);
         }
-        let too_many = u32::try_from(group_books.users.len());
+        let too_many = u32::try_from(n_blocks);
         let (Ok(block), true) = (too_many, total <= self.limit) else {
             return Err(Error::Memory(format!(
                 "the KV cache is full: {} bytes in use of {} allowed",
@@ -245,6 +243,17 @@ impl Sequence {
         Ok(())
     }
 
+    /// Undoes those of `copies` that [`Self::reserve`] asked for here, in place of carrying them out.
+    pub fn take_back(&mut self, copies: &[BlockCopy]) {
+        let mut books = self.pool.books();
+        for copy in copies {
+            for block in self.lists[copy.group].blocks.iter_mut().filter(|block| **block == copy.to) {
+                *block = copy.from;
+                KvPool::give_back(&mut books, copy.group, copy.to);
+            }
+        }
+    }
+
     /// Counts `n_tokens` more tokens as cached and gives back the blocks that no window reaches any more.
     pub fn advance(&mut self, n_tokens: usize) {
         self.len += n_tokens;
@@ -252,7 +261,7 @@ impl Sequence {
         for (group, list) in self.lists.iter_mut().enumerate() {
             let first_kept = first_kept_token(self.len, self.pool.groups[group].window) / BLOCK_TOKENS;
             let n_hidden = first_kept.saturating_sub(list.first_block).min(list.blocks.len());
-            for block in list.blocks.drain(..n_hidden) {
+            for block in list.blocks.drain(..n_hidden).rev() {
                 KvPool::give_back(&mut books, group, block);
             }
             list.first_block += n_hidden;
@@ -280,7 +289,7 @@ impl Sequence {
         let mut books = self.pool.books();
         for (group, list) in self.lists.iter_mut().enumerate() {
             let keep = n_blocks.saturating_sub(list.first_block).min(list.blocks.len());
-            for block in list.blocks.drain(keep..) {
+            for block in list.blocks.drain(keep..).rev() {
                 KvPool::give_back(&mut books, group, block);
             }
         }
@@ -290,7 +299,7 @@ impl Sequence {
     fn clear(&mut self) {
         let mut books = self.pool.books();
         for (group, list) in self.lists.iter_mut().enumerate() {
-            for block in list.blocks.drain(..) {
+            for block in list.blocks.drain(..).rev() {
                 KvPool::give_back(&mut books, group, block);
             }
             list.first_block = 0;
@@ -326,10 +335,10 @@ impl Drop for Sequence {
 mod tests {
     use super::*;
 
-    fn pool(windows: &[Option<usize>], limit_blocks: u64) -> Arc<KvPool> {
+    fn pool(windows: &[Option<usize>], limit_blocks: usize) -> Arc<KvPool> {
         let layout = KvLayout { n_layers: 1, n_kv_heads: 1, head_dim: 2, kv_type: KvType::F32 };
         let groups = windows.iter().map(|&window| LayerGroup { window, layout }).collect();
-        KvPool::new(groups, limit_blocks * layout.block_bytes() as u64)
+        KvPool::new(groups, layout.memory_bytes(limit_blocks) as u64)
     }
 
     fn grow(sequence: &mut Sequence, n_tokens: usize) -> Vec<BlockCopy> {
@@ -338,6 +347,10 @@ mod tests {
         sequence.pool.copied(&copies);
         sequence.advance(n_tokens);
         copies
+    }
+
+    fn n_blocks(pool: &KvPool) -> usize {
+        pool.books().groups.iter().map(|group| group.users.len()).sum()
     }
 
     fn free_blocks(pool: &KvPool) -> usize {
@@ -349,7 +362,7 @@ mod tests {
         let pool = pool(&[None], 8);
         let mut sequence = Sequence::new(Arc::clone(&pool));
         grow(&mut sequence, BLOCK_TOKENS + 1);
-        assert_eq!(pool.n_blocks(), [2]);
+        assert_eq!(n_blocks(&pool), 2);
         drop(sequence);
         assert_eq!(free_blocks(&pool), 2);
     }
@@ -357,11 +370,32 @@ mod tests {
     #[test]
     fn a_full_pool_is_an_error_and_leaves_the_tokens() {
         let pool = pool(&[None], 1);
+        let memory = |n_blocks: usize| pool.groups[0].layout.memory_bytes(n_blocks);
+        // Memory for one block is memory for a few.
+        let n_blocks = (1..).take_while(|n| memory(*n) == memory(1)).count();
         let mut sequence = Sequence::new(Arc::clone(&pool));
-        grow(&mut sequence, BLOCK_TOKENS);
+        grow(&mut sequence, n_blocks * BLOCK_TOKENS);
         let error = sequence.reserve(1, &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("KV cache is full"), "{error}");
-        assert_eq!(sequence.len(), BLOCK_TOKENS);
+        assert_eq!(sequence.len(), n_blocks * BLOCK_TOKENS);
+    }
+
+    #[test]
+    fn a_copy_that_is_taken_back_leaves_the_shared_block() {
+        let pool = pool(&[None, None], 200);
+        let mut first = Sequence::new(Arc::clone(&pool));
+        grow(&mut first, 3);
+        let mut second = first.fork();
+        let mut copies = Vec::new();
+        second.reserve(BLOCK_TOKENS, &mut copies).unwrap();
+        assert_eq!(copies.len(), 2, "a block of each group is shared");
+        second.take_back(&copies);
+        for group in 0..2 {
+            assert_eq!(second.list(group).blocks[0], first.list(group).blocks[0], "group {group}");
+        }
+        assert_eq!(grow(&mut second, 1).len(), 2, "shared again, so copied again");
+        drop((first, second));
+        assert_eq!(free_blocks(&pool), n_blocks(&pool), "every block is given back");
     }
 
     #[test]
@@ -386,7 +420,7 @@ mod tests {
         let mut first = Sequence::new(Arc::clone(&pool));
         grow(&mut first, BLOCK_TOKENS + 3);
         let mut second = first.fork();
-        assert_eq!(pool.n_blocks(), [2]);
+        assert_eq!(n_blocks(&pool), 2);
         let copies = grow(&mut second, 1);
         assert_eq!(copies, [BlockCopy { group: 0, from: 1, to: 2 }]);
         assert!(grow(&mut first, 1).is_empty(), "the first sequence owns its last block alone again");

@@ -15,11 +15,6 @@ struct Line([u8; LINE]);
 pub(super) struct Lines(Vec<Line>);
 
 impl Lines {
-    /// Memory for `n` zeros.
-    pub fn zeros<T: Pod>(n: usize) -> Lines {
-        Lines(vec![Line([0; LINE]); (n * size_of::<T>()).div_ceil(LINE)])
-    }
-
     /// The first `n` values, whatever they are, after making room for them.
     pub fn room<T: Pod>(&mut self, n: usize) -> &mut [T] {
         let n_lines = (n * size_of::<T>()).div_ceil(LINE);
@@ -30,12 +25,7 @@ impl Lines {
     }
 
     /// All values that have room.
-    pub fn all<T: Pod>(&self) -> &[T] {
-        bytemuck::cast_slice(&self.0)
-    }
-
-    /// All values that have room.
-    pub fn all_mut<T: Pod>(&mut self) -> &mut [T] {
+    fn all_mut<T: Pod>(&mut self) -> &mut [T] {
         bytemuck::cast_slice_mut(&mut self.0)
     }
 }

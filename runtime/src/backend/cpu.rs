@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use infer_kernels::cpu::attention::{self, AttentionShape, BlockTable, QueryRow};
-use infer_kernels::cpu::kv::{self, BLOCK_TOKENS, CacheSlot, KvBlock};
+use infer_kernels::cpu::kv::{self, BLOCK_TOKENS, CacheSlot, KvBlocks};
 use infer_kernels::cpu::matmul::{Arithmetic, Store};
 use infer_kernels::cpu::{activation, rope, vector};
 use infer_kernels::{Crew, KvType, Team};
@@ -16,7 +16,8 @@ use infer_kernels::{Crew, KvType, Team};
 use super::KvAddress;
 use super::batch::Batch;
 use super::fair_mutex::FairMutex;
-use crate::kv_cache::{BlockCopy, KvPool, LayerSlot};
+use crate::error::Result;
+use crate::kv_cache::{BlockCopy, KvPool, LayerSlot, Sequence};
 use crate::model::cost::Cost;
 use crate::model::linear::Linear;
 use crate::model::spec::{self, Block, Spec};
@@ -43,7 +44,7 @@ pub(crate) struct CpuBackend {
 #[derive(Default)]
 struct State {
     /// The cache blocks of each layer group.
-    blocks: Vec<Vec<KvBlock>>,
+    blocks: Vec<KvBlocks>,
     buffers: Buffers,
 }
 
@@ -106,7 +107,6 @@ impl CpuBackend {
     pub fn run(&self, pool: &KvPool, batch: &Batch<'_>, logits: &mut Vec<f32>, pass: impl FnOnce(CpuPass<'_>) + Send) {
         let mut state = self.state.lock();
         let State { blocks, buffers } = &mut *state;
-        make_blocks(pool, blocks);
         buffers.projector.arithmetic = self.arithmetic;
         let queries = batch.positions.iter().zip(&batch.row_sequence);
         let queries: Vec<QueryRow> = queries.map(|(&position, &sequence)| QueryRow { sequence, position }).collect();
@@ -117,58 +117,49 @@ impl CpuBackend {
         let tables: Vec<Vec<BlockTable<'_>>> = (0..pool.groups().len()).map(tables).collect();
         let team = self.team.read().unwrap_or_else(PoisonError::into_inner);
         team.run(|crew| {
-            pass(CpuPass {
-                crew,
-                backend: self,
-                pool,
-                batch,
-                queries: &queries,
-                tables: &tables,
-                blocks,
-                buffers,
-                logits,
-            })
+            pass(CpuPass { crew, backend: self, batch, queries: &queries, tables: &tables, blocks, buffers, logits })
         });
     }
 
-    /// See [`super::Backend::copy_blocks`].
-    pub fn copy_blocks(&self, pool: &KvPool, copies: &[BlockCopy]) {
-        if copies.is_empty() {
-            return;
-        }
+    /// See [`super::Backend::make_room`].
+    pub fn make_room<'a>(&self, pool: &KvPool, sequences: impl Iterator<Item = &'a Sequence>) -> Result<()> {
         let mut state = self.state.lock();
-        make_blocks(pool, &mut state.blocks);
-        for copy in copies {
-            let blocks = &mut state.blocks[copy.group];
-            if let Ok([from, to]) = blocks.get_disjoint_mut([copy.from as usize, copy.to as usize]) {
-                to.copy_from(from);
+        if state.blocks.is_empty() {
+            state.blocks.extend(pool.groups().iter().map(|group| KvBlocks::new(group.layout)));
+        }
+        for sequence in sequences {
+            for (group, blocks) in state.blocks.iter_mut().enumerate() {
+                let beyond = sequence.list(group).blocks.iter().map(|block| *block as usize + 1).max();
+                blocks.grow(beyond.unwrap_or(0))?;
             }
+        }
+        Ok(())
+    }
+
+    /// See [`super::Backend::copy_blocks`].
+    pub fn copy_blocks(&self, copies: &[BlockCopy]) {
+        let mut state = self.state.lock();
+        for copy in copies {
+            state.blocks[copy.group].copy(copy.from as usize, copy.to as usize);
         }
     }
 
     /// See [`super::Backend::read_kv`].
-    pub fn read_kv(&self, pool: &KvPool, address: KvAddress, key: &mut [f32], value: &mut [f32]) {
-        let layout = &pool.groups()[address.group].layout;
+    pub fn read_kv(&self, address: KvAddress, key: &mut [f32], value: &mut [f32]) {
         let state = self.state.lock();
-        state.blocks[address.group][address.block as usize].read(layout, address.layer, address.slot, key, value);
+        state.blocks[address.group].read(address.cache_slot(), address.layer, key, value);
     }
 
     /// See [`super::Backend::write_kv`].
-    pub fn write_kv(&self, pool: &KvPool, address: KvAddress, key: &[f32], value: &[f32]) {
-        let layout = &pool.groups()[address.group].layout;
+    pub fn write_kv(&self, address: KvAddress, key: &[f32], value: &[f32]) {
         let mut state = self.state.lock();
-        make_blocks(pool, &mut state.blocks);
-        state.blocks[address.group][address.block as usize].write(layout, address.layer, address.slot, key, value);
+        state.blocks[address.group].write(address.cache_slot(), address.layer, key, value);
     }
 }
 
-/// Gives memory to every block number that the pool has handed out.
-fn make_blocks(pool: &KvPool, blocks: &mut Vec<Vec<KvBlock>>) {
-    blocks.resize_with(pool.groups().len(), Vec::new);
-    for ((blocks, group), n_blocks) in blocks.iter_mut().zip(pool.groups()).zip(pool.n_blocks()) {
-        while blocks.len() < n_blocks {
-            blocks.push(KvBlock::new(&group.layout));
-        }
+impl KvAddress {
+    fn cache_slot(&self) -> CacheSlot {
+        CacheSlot { block: self.block as usize, slot: self.slot }
     }
 }
 
@@ -176,11 +167,10 @@ fn make_blocks(pool: &KvPool, blocks: &mut Vec<Vec<KvBlock>>) {
 pub(crate) struct CpuPass<'a> {
     crew: &'a Crew<'a>,
     backend: &'a CpuBackend,
-    pool: &'a KvPool,
     batch: &'a Batch<'a>,
     queries: &'a [QueryRow],
     tables: &'a [Vec<BlockTable<'a>>],
-    blocks: &'a mut Vec<Vec<KvBlock>>,
+    blocks: &'a mut Vec<KvBlocks>,
     buffers: &'a mut Buffers,
     logits: &'a mut Vec<f32>,
 }
@@ -214,7 +204,7 @@ impl CpuPass<'_> {
     }
 
     pub fn attention_input(&mut self, layer: usize) {
-        let CpuPass { crew, backend, pool, batch, tables, blocks, buffers, .. } = self;
+        let CpuPass { crew, backend, batch, tables, blocks, buffers, .. } = self;
         let weights = &backend.weights.layers[layer];
         let attention = &backend.spec.layers[layer].attention;
         let (n_rows, isa) = (batch.n_rows(), crew.isa());
@@ -242,7 +232,6 @@ impl CpuPass<'_> {
         });
 
         let slot = backend.slots[layer];
-        let layout = &pool.groups()[slot.group].layout;
         let cache_slot = |(position, sequence): (&usize, &usize)| {
             let table = &tables[slot.group][*sequence];
             let block = table.blocks[position / BLOCK_TOKENS - table.first_block] as usize;
@@ -250,11 +239,11 @@ impl CpuPass<'_> {
         };
         cache_slots.clear();
         cache_slots.extend(batch.positions.iter().zip(&batch.row_sequence).map(cache_slot));
-        kv::append(crew, layout, slot.layer, cache_slots, qkv, width, query_width, &mut blocks[slot.group]);
+        kv::append(crew, slot.layer, cache_slots, qkv, width, query_width, &mut blocks[slot.group]);
     }
 
     pub fn attend(&mut self, layer: usize) {
-        let CpuPass { crew, backend, pool, queries, tables, blocks, buffers, .. } = self;
+        let CpuPass { crew, backend, queries, tables, blocks, buffers, .. } = self;
         let attention = &backend.spec.layers[layer].attention;
         let shape = AttentionShape {
             n_heads: attention.n_heads,
@@ -265,13 +254,12 @@ impl CpuPass<'_> {
             window: attention.window,
         };
         let slot = backend.slots[layer];
-        let layout = &pool.groups()[slot.group].layout;
         let Buffers { qkv, attended, .. } = &mut **buffers;
         let width = (attention.n_heads + 2 * attention.n_kv_heads) * attention.head_dim;
         attended.resize(queries.len() * attention.n_heads * attention.head_dim, 0.0);
         let (tables, blocks) = (&tables[slot.group], &blocks[slot.group]);
         let arithmetic = backend.arithmetic;
-        attention::attend(crew, &shape, layout, slot.layer, qkv, width, queries, tables, blocks, arithmetic, attended);
+        attention::attend(crew, &shape, slot.layer, qkv, width, queries, tables, blocks, arithmetic, attended);
     }
 
     pub fn attention_output(&mut self, layer: usize) {

@@ -10,7 +10,8 @@ pub(crate) mod fair_mutex;
 
 use infer_kernels::{KvType, Team};
 
-use crate::kv_cache::{BlockCopy, KvPool};
+use crate::error::Result;
+use crate::kv_cache::{BlockCopy, KvPool, Sequence};
 use crate::model::cost::Cost;
 use batch::Batch;
 
@@ -72,24 +73,34 @@ impl Backend {
         }
     }
 
-    /// Copies whole blocks: what a fork shared and is about to overwrite.
-    pub fn copy_blocks(&self, pool: &KvPool, copies: &[BlockCopy]) {
+    /// Gives memory to the blocks of these sequences. Passes, copies and single tokens find it there.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`](crate::Error::Kernel) if the system does not give it.
+    pub fn make_room<'a>(&self, pool: &KvPool, sequences: impl Iterator<Item = &'a Sequence>) -> Result<()> {
         match self {
-            Backend::Cpu(backend) => backend.copy_blocks(pool, copies),
+            Backend::Cpu(backend) => backend.make_room(pool, sequences),
+        }
+    }
+
+    /// Copies whole blocks: what a fork shared and is about to overwrite.
+    pub fn copy_blocks(&self, copies: &[BlockCopy]) {
+        match self {
+            Backend::Cpu(backend) => backend.copy_blocks(copies),
         }
     }
 
     /// Reads cached keys and values of one token in one layer, both [n_kv_heads * head_dim], as f32.
-    pub fn read_kv(&self, pool: &KvPool, address: KvAddress, key: &mut [f32], value: &mut [f32]) {
+    pub fn read_kv(&self, address: KvAddress, key: &mut [f32], value: &mut [f32]) {
         match self {
-            Backend::Cpu(backend) => backend.read_kv(pool, address, key, value),
+            Backend::Cpu(backend) => backend.read_kv(address, key, value),
         }
     }
 
     /// Writes keys and values of one token in one layer.
-    pub fn write_kv(&self, pool: &KvPool, address: KvAddress, key: &[f32], value: &[f32]) {
+    pub fn write_kv(&self, address: KvAddress, key: &[f32], value: &[f32]) {
         match self {
-            Backend::Cpu(backend) => backend.write_kv(pool, address, key, value),
+            Backend::Cpu(backend) => backend.write_kv(address, key, value),
         }
     }
 }

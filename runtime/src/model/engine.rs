@@ -128,7 +128,9 @@ impl Engine {
 
     /// A sequence of `len` tokens whose keys and values are then written by [`Self::write_kv`].
     pub fn sequence_with_room(&self, len: usize, long_factors: bool) -> Result<Sequence> {
-        Sequence::with_room(Arc::clone(&self.pool), len, long_factors)
+        let sequence = Sequence::with_room(Arc::clone(&self.pool), len, long_factors)?;
+        self.backend.make_room(&self.pool, [&sequence].into_iter())?;
+        Ok(sequence)
     }
 
     /// What the cache stores a value as.
@@ -215,7 +217,11 @@ impl Engine {
             }
             part.sequence.reserve(count, &mut copies)
         });
-        self.backend.copy_blocks(&self.pool, &copies);
+        if let Err(error) = self.backend.make_room(&self.pool, parts.iter().map(|part| &*part.sequence)) {
+            parts.iter_mut().for_each(|part| part.sequence.take_back(&copies));
+            return Err(error);
+        }
+        self.backend.copy_blocks(&copies);
         self.pool.copied(&copies);
         reserved?;
 
@@ -270,14 +276,14 @@ impl Engine {
     /// given the token back.
     pub fn read_kv(&self, sequence: &Sequence, layer: usize, position: usize, kv: (&mut [f32], &mut [f32])) -> bool {
         let Some(address) = self.address(sequence, layer, position) else { return false };
-        self.backend.read_kv(&self.pool, address, kv.0, kv.1);
+        self.backend.read_kv(address, kv.0, kv.1);
         true
     }
 
     /// Overwrites the cached key and value of one token in one layer. The sequence must have reserved room for it.
     pub fn write_kv(&self, sequence: &Sequence, layer: usize, position: usize, kv: (&[f32], &[f32])) -> bool {
         let Some(address) = self.address(sequence, layer, position) else { return false };
-        self.backend.write_kv(&self.pool, address, kv.0, kv.1);
+        self.backend.write_kv(address, kv.0, kv.1);
         true
     }
 

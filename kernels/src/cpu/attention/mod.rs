@@ -11,7 +11,7 @@ pub(super) mod softmax;
 mod tile;
 
 use super::crew::Crew;
-use super::kv::{BLOCK_TOKENS, KvBlock, KvLayout};
+use super::kv::{BLOCK_TOKENS, KvBlocks};
 use super::matmul::Arithmetic;
 use parts::{Parts, with_parts};
 use tile::{Inner, with_scratch};
@@ -74,25 +74,24 @@ impl AttentionShape {
 pub fn attend(
     crew: &Crew<'_>,
     shape: &AttentionShape,
-    layout: &KvLayout,
     layer: usize,
     q: &[f32],
     q_stride: usize,
     rows: &[QueryRow],
     tables: &[BlockTable<'_>],
-    pool: &[KvBlock],
+    pool: &KvBlocks,
     arithmetic: Arithmetic,
     out: &mut [f32],
 ) {
     let (group, head_dim, row_len) = (shape.group(), shape.head_dim, shape.n_heads * shape.head_dim);
-    check(shape, layout, layer, rows, tables, pool);
+    check(shape, layer, rows, tables, pool);
     assert!(q_stride >= row_len, "rows of q are {q_stride} apart and hold {row_len} values");
     assert_eq!(q.len(), rows.len() * q_stride, "values of q");
     assert_eq!(out.len(), rows.len() * row_len, "values of the output");
     if rows.is_empty() {
         return;
     }
-    let inner = Inner { isa: crew.isa(), arithmetic, shape, layout, layer, q, q_stride, rows, tables, pool };
+    let inner = Inner { isa: crew.isa(), arithmetic, shape, layer, q, q_stride, rows, tables, pool };
     let result_len = inner.result_len();
     with_parts(|parts| {
         parts.cut(shape, rows);
@@ -118,7 +117,8 @@ pub fn attend(
         let part_len = tile_rows * group * result_len;
         let results: &mut [f32] = results.room(parts.len() * shape.n_kv_heads * part_len);
         crew.rows(results, part_len, |task, results| {
-            let (part, kv_head) = (&parts[task / shape.n_kv_heads], task % shape.n_kv_heads);
+            // One head's parts follow each other, as its keys do in memory.
+            let (part, kv_head) = (&parts[task % parts.len()], task / parts.len());
             let rows = tiles[part.tile].clone();
             let results = &mut results[..rows.len() * group * result_len];
             with_scratch(|scratch| inner.run(rows, &part.blocks, kv_head, scratch, results));
@@ -128,7 +128,7 @@ pub fn attend(
                 let kv_head = out.segment;
                 for (member, out) in out.row(i).chunks_exact_mut(head_dim).enumerate() {
                     let of_part = |part: usize| {
-                        let start = (part * shape.n_kv_heads + kv_head) * part_len + (i * group + member) * result_len;
+                        let start = (kv_head * parts.len() + part) * part_len + (i * group + member) * result_len;
                         &results[start..][..result_len]
                     };
                     softmax::combine((first_part[tile]..first_part[tile + 1]).map(of_part), out);
@@ -139,14 +139,8 @@ pub fn attend(
 }
 
 /// The preconditions of [`attend`] on everything but the float slices.
-fn check(
-    shape: &AttentionShape,
-    layout: &KvLayout,
-    layer: usize,
-    rows: &[QueryRow],
-    tables: &[BlockTable<'_>],
-    pool: &[KvBlock],
-) {
+fn check(shape: &AttentionShape, layer: usize, rows: &[QueryRow], tables: &[BlockTable<'_>], pool: &KvBlocks) {
+    let layout = pool.layout();
     let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
     assert!(head_dim > 0 && n_kv_heads > 0, "{n_kv_heads} KV heads of {head_dim}");
     assert!(n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads share {n_kv_heads} KV heads");

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::{AttentionShape, QueryRow};
+use crate::cpu::isa::STEP_BLOCKS;
 use crate::cpu::kv::BLOCK_TOKENS;
 use crate::cpu::lines::Lines;
 
@@ -11,9 +12,10 @@ use crate::cpu::lines::Lines;
 /// many, few enough that their sums stay in the cache.
 const TILE_QUERIES: usize = 128;
 
-/// Tiles times KV heads from which the keys of a tile are not split, and blocks of a part where they are.
+/// Tiles times KV heads from which the keys of a tile are not split, and the most blocks of a part, or nearly, where
+/// they are.
 const ENOUGH_TASKS: usize = 32;
-const SPLIT_BLOCKS: usize = 32;
+const SPLIT_BLOCKS: usize = 64;
 
 /// The part of a tile's keys that one task sees.
 pub(super) struct Part {
@@ -55,7 +57,9 @@ impl Parts {
             let rows = &rows[range.clone()];
             let first = rows.iter().map(|row| shape.first_visible(row.position)).min().unwrap_or(0) / BLOCK_TOKENS;
             let end = rows.iter().map(|row| row.position).max().unwrap_or(0) / BLOCK_TOKENS + 1;
-            let step = if enough { end - first } else { SPLIT_BLOCKS };
+            // Parts of one size, in whole steps.
+            let n_parts = if enough { 1 } else { (end - first).div_ceil(SPLIT_BLOCKS) };
+            let step = (end - first).div_ceil(n_parts).next_multiple_of(STEP_BLOCKS);
             self.first_part.push(self.parts.len());
             let parts = (first..end).step_by(step);
             self.parts.extend(parts.map(|block| Part { tile, blocks: block..end.min(block + step) }));

@@ -29,7 +29,8 @@ pub(in crate::cpu) struct Softmax<'a> {
 }
 
 /// The length of a query's result: sums of weighted values, then the sum of the weights in [`LANES`] parts, both
-/// relative to the largest score so far; then that score, and nothing else in its [`LANES`].
+/// relative to a reference, the largest score so far or one not far below it; then the reference, and nothing else in its
+/// [`LANES`].
 pub(super) fn result_len(padded_head_dim: usize) -> usize {
     padded_head_dim + 2 * LANES
 }

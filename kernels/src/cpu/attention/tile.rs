@@ -10,7 +10,7 @@ use super::{AttentionShape, BlockTable, QueryRow};
 use crate::cpu::Isa;
 use crate::cpu::isa::bf16::Bf16Isa;
 use crate::cpu::isa::{LANES, Product, QUERIES, STEP_BLOCKS};
-use crate::cpu::kv::{BLOCK_TOKENS, KvBlock, KvLayout, KvType, PANEL, Stored};
+use crate::cpu::kv::{BLOCK_TOKENS, HeadOfBlocks, KvBlocks, KvType, PANEL, Stored};
 use crate::cpu::lines::Lines;
 use crate::cpu::matmul::Arithmetic;
 
@@ -19,7 +19,11 @@ use crate::cpu::matmul::Arithmetic;
 const MANY_QUERIES: usize = 8;
 const MANY_TO_CONVERT: usize = 16;
 
-/// Keys of a step.
+/// Blocks of a step where one group of [`QUERIES`] meets them: as it is bound by reading, this step and the next are to
+/// stay in the first cache together.
+const SHORT_STEP: usize = 4;
+
+/// Keys of the longest step.
 const STEP: usize = STEP_BLOCKS * BLOCK_TOKENS;
 
 const _: () = assert!(BLOCK_TOKENS == LANES && PANEL == LANES, "a block's tokens and values are panels");
@@ -29,13 +33,12 @@ pub(super) struct Inner<'a> {
     pub isa: Isa,
     pub arithmetic: Arithmetic,
     pub shape: &'a AttentionShape,
-    pub layout: &'a KvLayout,
     pub layer: usize,
     pub q: &'a [f32],
     pub q_stride: usize,
     pub rows: &'a [QueryRow],
     pub tables: &'a [BlockTable<'a>],
-    pub pool: &'a [KvBlock],
+    pub pool: &'a KvBlocks,
 }
 
 /// Memory that a thread keeps from task to task.
@@ -95,11 +98,13 @@ struct Forms<T, K, V, CK: Fn(&[T], &mut [K]), CV: Fn(&[T], &mut [V])> {
 struct Chunk<'a, K, V> {
     /// Queries of the tile.
     queries: Range<usize>,
+    /// How many the tile has.
+    n_queries: usize,
     /// The first of the blocks' keys.
     first_key: usize,
     keys: &'a [&'a [K]],
     values: &'a [&'a [V]],
-    /// What the first queries that see these blocks ask for meanwhile: while they meet keys, and while values.
+    /// What all queries that see these blocks share in asking for: while they meet keys, and while values.
     ahead: (&'a [&'a [u8]], &'a [&'a [u8]]),
     scales: Option<(&'a [f32], &'a [f32])>,
 }
@@ -107,7 +112,7 @@ struct Chunk<'a, K, V> {
 impl Inner<'_> {
     /// See [`softmax::result_len`].
     pub fn result_len(&self) -> usize {
-        softmax::result_len(self.layout.padded_head_dim())
+        softmax::result_len(self.pool.layout().padded_head_dim())
     }
 
     /// The results of a tile for one KV head over some of its blocks, [queries, result_len].
@@ -119,21 +124,22 @@ impl Inner<'_> {
         scratch: &mut Scratch,
         results: &mut [f32],
     ) {
-        let (depth, result_len) = (self.layout.key_depth(), self.result_len());
+        let (depth, result_len) = (self.pool.layout().key_depth(), self.result_len());
         results.chunks_exact_mut(result_len).for_each(softmax::start);
         let n = results.len() / result_len;
         let Scratch { queries, half_queries, work, .. } = scratch;
         let queries = queries.room(n * depth);
         self.load_queries(tile.clone(), kv_head, queries);
-        let part = Part { rows: &self.rows[tile], blocks: blocks.clone(), kv_head };
-        let pays = match self.layout.kv_type {
+        let head = self.pool.head(self.layer, kv_head);
+        let part = Part { rows: &self.rows[tile], blocks: blocks.clone(), head };
+        let pays = match self.pool.layout().kv_type {
             KvType::F32 => false,
             KvType::F16 => n >= MANY_TO_CONVERT,
             KvType::Bf16 | KvType::Int8 => n >= MANY_QUERIES,
         };
         let halves = self.isa.bf16().filter(|_| pays && self.arithmetic == Arithmetic::Reduced);
         let Some(halves) = halves else {
-            match self.layout.kv_type {
+            match self.pool.layout().kv_type {
                 KvType::F32 => self.in_f32::<f32>(&part, queries, work, results),
                 KvType::F16 => self.in_f32::<f16>(&part, queries, work, results),
                 KvType::Bf16 => self.in_f32::<bf16>(&part, queries, work, results),
@@ -144,7 +150,7 @@ impl Inner<'_> {
         let half_queries = half_queries.room(n * depth);
         halves.narrow_panel::<f32>(queries, half_queries);
         let (queries, half_queries) = (&*queries, &*half_queries);
-        match self.layout.kv_type {
+        match self.pool.layout().kv_type {
             KvType::Int8 => {
                 // Exact: a code has at most the eight bits of a bf16.
                 let narrow = |from: &[i8], to: &mut [bf16]| halves.narrow_panel(from, to);
@@ -174,7 +180,7 @@ impl Inner<'_> {
 
     /// The heads of a group lie side by side in a row of q; here all queries lie one below the other.
     fn load_queries(&self, tile: Range<usize>, kv_head: usize, queries: &mut [f32]) {
-        let (group, head_dim, depth) = (self.shape.group(), self.shape.head_dim, self.layout.key_depth());
+        let (group, head_dim, depth) = (self.shape.group(), self.shape.head_dim, self.pool.layout().key_depth());
         let rows = tile.map(|row| &self.q[row * self.q_stride + kv_head * group * head_dim..][..group * head_dim]);
         let heads = rows.flat_map(|row| row.chunks_exact(head_dim));
         for (head, query) in heads.zip(queries.chunks_exact_mut(depth)) {
@@ -184,7 +190,7 @@ impl Inner<'_> {
     }
 
     fn in_f32<T: Stored>(&self, part: &Part<'_>, queries: &[f32], work: &mut Work, results: &mut [f32]) {
-        if queries.len() <= QUERIES * self.layout.key_depth() {
+        if queries.len() <= QUERIES * self.pool.layout().key_depth() {
             let forms = Forms { keys: InPlace::<T>::SAME, values: InPlace::SAME };
             self.in_f32_from(part, forms, queries, work, results);
         } else {
@@ -210,8 +216,19 @@ impl Inner<'_> {
             let out = &mut results[chunk.queries.start * result_len..][..n * result_len];
             self.isa.scores(self.scores(queries, &chunk, scores));
             let factors = &self.softmax(part, &chunk, scores, out, |softmax| self.isa.weigh(softmax))[..n];
-            let (x, blocks, ahead) = (&scores[..], chunk.values, chunk.ahead.1);
-            self.isa.add_values(Product { n, x, x_stride: STEP, blocks, ahead, factors, out, out_stride: result_len });
+            let (x, blocks, ahead, share) =
+                (&scores[..], chunk.values, chunk.ahead.1, (chunk.queries.start, chunk.n_queries));
+            self.isa.add_values(Product {
+                n,
+                x,
+                x_stride: STEP,
+                blocks,
+                ahead,
+                share,
+                factors,
+                out,
+                out_stride: result_len,
+            });
         });
     }
 
@@ -233,8 +250,19 @@ impl Inner<'_> {
             let out = &mut results[chunk.queries.start * result_len..][..n * result_len];
             score(&chunk, scores);
             let factors = &self.softmax(part, &chunk, scores, out, |softmax| halves.weigh(softmax, weights))[..n];
-            let (x, blocks, ahead) = (&weights[..], chunk.values, chunk.ahead.1);
-            halves.add_values(Product { n, x, x_stride: STEP, blocks, ahead, factors, out, out_stride: result_len });
+            let (x, blocks, ahead, share) =
+                (&weights[..], chunk.values, chunk.ahead.1, (chunk.queries.start, chunk.n_queries));
+            halves.add_values(Product {
+                n,
+                x,
+                x_stride: STEP,
+                blocks,
+                ahead,
+                share,
+                factors,
+                out,
+                out_stride: result_len,
+            });
         });
     }
 
@@ -245,9 +273,10 @@ impl Inner<'_> {
         chunk: &'a Chunk<'_, K, V>,
         out: &'a mut [f32],
     ) -> Product<'a, X, K> {
-        let (depth, n) = (self.layout.key_depth(), chunk.queries.len());
+        let (depth, n) = (self.pool.layout().key_depth(), chunk.queries.len());
         let (x, blocks, ahead) = (&queries[chunk.queries.start * depth..], chunk.keys, chunk.ahead.0);
-        Product { n, x, x_stride: depth, blocks, ahead, factors: &[], out, out_stride: STEP }
+        let share = (chunk.queries.start, chunk.n_queries);
+        Product { n, x, x_stride: depth, blocks, ahead, share, factors: &[], out, out_stride: STEP }
     }
 
     /// Calls `weigh` with the softmax of a chunk, and gives what old sums of values are to be multiplied with.
@@ -303,14 +332,22 @@ impl Inner<'_> {
         let group = self.shape.group();
         let n = part.rows.len() * group;
         let tokens = part.rows.iter().map(|row| row.position + 1).max().unwrap_or(0);
-        for start in part.blocks.clone().step_by(STEP_BLOCKS) {
-            let blocks = start..part.blocks.end.min(start + STEP_BLOCKS);
-            let all_keys = self.step_keys(part, blocks.clone(), &forms.keys, key_memory);
-            let all_values = self.step_values(part, blocks.clone(), tokens, &forms.values, value_memory);
+        let in_place = matches!(forms.values, Form::InPlace(_));
+        let step_blocks = if n <= QUERIES { SHORT_STEP } else { STEP_BLOCKS };
+        let step = |start: usize, end: usize| start..end.min(start + step_blocks);
+        let mut next = self.panels::<T>(part, step(part.blocks.start, part.blocks.end));
+        for start in part.blocks.clone().step_by(step_blocks) {
+            let blocks = step(start, part.blocks.end);
+            let panels = next;
+            // Beyond the part as well: as a rule the same thread goes on with the next.
+            next = self.panels(part, step(blocks.end, tokens.div_ceil(BLOCK_TOKENS)));
+            let all_keys = self.step_keys(&panels, &forms.keys, key_memory);
+            let all_values = self.step_values(&panels, blocks.clone(), tokens, &forms.values, value_memory);
             self.step_scales(part, blocks.clone(), tokens, scales);
-            let next = blocks.end..part.blocks.end.min(blocks.end + STEP_BLOCKS);
-            let ahead = self.ahead::<T>(part, blocks.clone(), next, matches!(forms.values, Form::InPlace(_)));
-            let mut is_first = ahead.is_some();
+            let ahead = in_place.then(|| panels.ahead(&next));
+            if !in_place {
+                next.ask(self.isa);
+            }
             for first in (0..n).step_by(QUERIES) {
                 let queries = first..n.min(first + QUERIES);
                 let rows = &part.rows[queries.start / group..queries.end.div_ceil(group)];
@@ -322,75 +359,76 @@ impl Inner<'_> {
                 }
                 let within = seen.start - start..seen.end - start;
                 let keys = within.start * BLOCK_TOKENS..within.end * BLOCK_TOKENS;
-                let ahead = ahead.as_ref().filter(|_| is_first);
-                is_first = false;
                 run(Chunk {
                     queries,
+                    n_queries: n,
                     first_key: seen.start * BLOCK_TOKENS,
                     keys: &all_keys[within.clone()],
                     values: &all_values[within.clone()],
-                    ahead: ahead.map_or((&[], &[]), |[values, keys]| (&values[within.clone()], &keys[within])),
+                    ahead: ahead.as_ref().map_or((&[], &[]), |[keys, values]| (&keys[within.clone()], &values[within])),
                     scales: scales.split_at_checked(STEP).map(|(k, v)| (&k[keys.clone()], &v[keys])),
                 });
             }
         }
     }
 
-    /// The keys of some blocks.
+    /// Where the panels of some blocks lie.
+    fn panels<'a, T: Stored>(&self, part: &Part<'a>, blocks: Range<usize>) -> Panels<'a, T> {
+        let mut panels = Panels { n: blocks.len(), keys: [&[]; STEP_BLOCKS], values: [&[]; STEP_BLOCKS] };
+        for (i, block) in blocks.enumerate() {
+            (panels.keys[i], panels.values[i]) = part.head.panels(self.block(part, block));
+        }
+        panels
+    }
+
+    /// The keys of a step.
     fn step_keys<'a, T: Stored, K: Stored>(
-        &'a self,
-        part: &Part<'_>,
-        blocks: Range<usize>,
+        &self,
+        panels: &Panels<'a, T>,
         form: &Form<T, K, impl Fn(&[T], &mut [K])>,
         memory: &'a mut Lines,
     ) -> [&'a [K]; STEP_BLOCKS] {
-        let n = self.layout.key_depth() * BLOCK_TOKENS;
         let mut keys: [&[K]; STEP_BLOCKS] = [&[]; STEP_BLOCKS];
         match form {
-            Form::InPlace(same) => {
-                keys.iter_mut().zip(blocks).for_each(|(keys, block)| *keys = same(self.head::<T>(part, block).0));
-            }
+            Form::InPlace(same) => keys.iter_mut().zip(panels.keys).for_each(|(keys, panel)| *keys = same(panel)),
             Form::Converted(convert) => {
+                let n = self.pool.layout().key_depth() * BLOCK_TOKENS;
                 let memory = memory.room(STEP_BLOCKS * n);
-                let blocks = blocks.zip(memory.chunks_exact_mut(n));
-                blocks.for_each(|(block, to)| convert(self.head::<T>(part, block).0, to));
+                let panels = panels.keys[..panels.n].iter().zip(memory.chunks_exact_mut(n));
+                panels.for_each(|(panel, to)| convert(panel, to));
                 keys.iter_mut().zip(memory.chunks_exact(n)).for_each(|(keys, converted)| *keys = converted);
             }
         }
         keys
     }
 
-    /// The values of some blocks. Slots behind the last token may hold anything, even what is not finite: here they hold
-    /// zeros.
+    /// The values of a step. Slots behind the last token may hold anything, even what is not finite: here they hold zeros.
     fn step_values<'a, T: Stored, V: Stored>(
-        &'a self,
-        part: &Part<'_>,
+        &self,
+        panels: &Panels<'a, T>,
         blocks: Range<usize>,
         tokens: usize,
         form: &Form<T, V, impl Fn(&[T], &mut [V])>,
         memory: &'a mut Lines,
     ) -> [&'a [V]; STEP_BLOCKS] {
-        let n = self.layout.padded_head_dim() * BLOCK_TOKENS;
+        let n = self.pool.layout().padded_head_dim() * BLOCK_TOKENS;
         let used = |block: usize| (tokens - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
         let mut values: [&[V]; STEP_BLOCKS] = [&[]; STEP_BLOCKS];
         match form {
             Form::InPlace(same) => {
-                let edge = memory.room(n);
-                let last = blocks.end - 1;
-                if used(last) < BLOCK_TOKENS {
-                    edge.copy_from_slice(same(self.head::<T>(part, last).1));
-                    clear_slots(edge, used(last));
-                }
-                let edge = &*edge;
-                for (values, block) in values.iter_mut().zip(blocks) {
-                    let whole = used(block) == BLOCK_TOKENS;
-                    *values = if whole { same(self.head::<T>(part, block).1) } else { edge };
+                values.iter_mut().zip(panels.values).for_each(|(values, panel)| *values = same(panel));
+                let last = panels.n - 1;
+                if used(blocks.start + last) < BLOCK_TOKENS {
+                    let edge = memory.room(n);
+                    edge.copy_from_slice(values[last]);
+                    clear_slots(edge, used(blocks.start + last));
+                    values[last] = edge;
                 }
             }
             Form::Converted(convert) => {
                 let memory = memory.room(STEP_BLOCKS * n);
-                for (block, to) in blocks.zip(memory.chunks_exact_mut(n)) {
-                    convert(self.head::<T>(part, block).1, to);
+                for ((block, panel), to) in blocks.zip(panels.values).zip(memory.chunks_exact_mut(n)) {
+                    convert(panel, to);
                     clear_slots(to, used(block));
                 }
                 values.iter_mut().zip(memory.chunks_exact(n)).for_each(|(values, converted)| *values = converted);
@@ -399,56 +437,25 @@ impl Inner<'_> {
         values
     }
 
-    /// What will be read next: these blocks' values, and the next blocks' keys, or these again where no next is. None where
-    /// blocks are converted; the next are asked for at once then. Heads of one block lie far apart in memory, so the
-    /// hardware does not guess them.
-    fn ahead<T: Stored>(
-        &self,
-        part: &Part<'_>,
-        blocks: Range<usize>,
-        next: Range<usize>,
-        in_place: bool,
-    ) -> Option<[[&[u8]; STEP_BLOCKS]; 2]> {
-        if !in_place {
-            for block in next {
-                let (keys, values) = self.head::<T>(part, block);
-                self.isa.prefetch(keys);
-                self.isa.prefetch(values);
-            }
-            return None;
-        }
-        let mut ahead: [[&[u8]; STEP_BLOCKS]; 2] = [[&[]; STEP_BLOCKS]; 2];
-        for (i, block) in blocks.enumerate() {
-            let (keys, values) = self.head::<T>(part, block);
-            (ahead[0][i], ahead[1][i]) = (bytemuck::cast_slice(values), bytemuck::cast_slice(keys));
-        }
-        for (ahead, block) in ahead[1].iter_mut().zip(next) {
-            *ahead = bytemuck::cast_slice(self.head::<T>(part, block).0);
-        }
-        Some(ahead)
-    }
-
     /// The scales of a step's keys, then of its values, [2, STEP]; those behind the last token are 0. Empty if the
     /// cache needs none.
     fn step_scales(&self, part: &Part<'_>, blocks: Range<usize>, tokens: usize, scales: &mut Vec<f32>) {
         scales.clear();
+        if self.pool.layout().kv_type != KvType::Int8 {
+            return;
+        }
+        scales.resize(2 * STEP, 0.0);
         for (i, block) in blocks.enumerate() {
-            let from = self.block(part, block).scales(self.layout, self.layer, part.kv_head);
-            let Some((keys, values)) = from else { return };
-            scales.resize(2 * STEP, 0.0);
+            let (keys, values) = part.head.scales(self.block(part, block));
             let used = (tokens - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
             scales[i * BLOCK_TOKENS..][..used].copy_from_slice(&keys[..used]);
             scales[STEP + i * BLOCK_TOKENS..][..used].copy_from_slice(&values[..used]);
         }
     }
 
-    fn block(&self, part: &Part<'_>, block: usize) -> &KvBlock {
+    fn block(&self, part: &Part<'_>, block: usize) -> usize {
         let table = &self.tables[part.rows[0].sequence];
-        &self.pool[table.blocks[block - table.first_block] as usize]
-    }
-
-    fn head<T: Stored>(&self, part: &Part<'_>, block: usize) -> (&[T], &[T]) {
-        self.block(part, block).head(self.layout, self.layer, part.kv_head)
+        table.blocks[block - table.first_block] as usize
     }
 }
 
@@ -456,7 +463,33 @@ impl Inner<'_> {
 struct Part<'a> {
     rows: &'a [QueryRow],
     blocks: Range<usize>,
-    kv_head: usize,
+    head: HeadOfBlocks<'a>,
+}
+
+/// The panels of a step as they are stored; behind the n-th there are none.
+struct Panels<'a, T> {
+    n: usize,
+    keys: [&'a [T]; STEP_BLOCKS],
+    values: [&'a [T]; STEP_BLOCKS],
+}
+
+impl<'a, T: Stored> Panels<'a, T> {
+    /// What is asked for while the keys of this step are multiplied, and while its values are: the next, or these again
+    /// where no next are.
+    fn ahead(&self, next: &Panels<'a, T>) -> [[&'a [u8]; STEP_BLOCKS]; 2] {
+        let of = |own: &[&'a [T]; STEP_BLOCKS], next_panels: &[&'a [T]; STEP_BLOCKS]| {
+            std::array::from_fn(|i| bytemuck::cast_slice(if i < next.n { next_panels[i] } else { own[i] }))
+        };
+        [of(&self.keys, &next.keys), of(&self.values, &next.values)]
+    }
+
+    /// Asks for all of them at once.
+    fn ask(&self, isa: Isa) {
+        for (keys, values) in self.keys.iter().zip(self.values) {
+            isa.prefetch(keys);
+            isa.prefetch(values);
+        }
+    }
 }
 
 /// Sets the values of the slots from `used` on to 0.

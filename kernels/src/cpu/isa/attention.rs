@@ -60,6 +60,8 @@ pub(in crate::cpu) struct Product<'a, X, P> {
     pub blocks: &'a [&'a [P]],
     /// What will be read next, as many as `blocks`, or nothing: asked for meanwhile, a block with each block.
     pub ahead: &'a [&'a [u8]],
+    /// The first of these inputs among all that meet the blocks, and how many these are: they share in asking.
+    pub share: (usize, usize),
     /// What old sums are multiplied with, one factor for each input; nothing where sums are overwritten.
     pub factors: &'a [f32],
     /// Rows of sums, which start `out_stride` apart.

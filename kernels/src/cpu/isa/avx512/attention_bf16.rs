@@ -1,6 +1,7 @@
 //! Attention in bf16: `vdpbf16ps` multiplies pairs of bf16 and adds both products to an f32.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::bf16;
 
@@ -10,8 +11,21 @@ use super::Bf16;
 use super::attention::{ACROSS, Panels, load_floats, maxima, store_floats};
 use crate::cpu::attention::softmax::{Softmax, vectors};
 
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
+
 /// Inputs of a tile: with [`ACROSS`] panels their sums are enough not to wait for each other.
 const DOWN: usize = 4;
+
+/// The first of the panels side by side that the first inputs ask for, and how many each [`DOWN`] inputs do: asked for all
+/// at once they would wait for each other, and so would the products.
+fn asks(product: &Product<'_, bf16, bf16>) -> (usize, usize) {
+    if product.ahead.is_empty() {
+        return (0, 0);
+    }
+    let (first, n) = product.share;
+    let n_asked = ACROSS.div_ceil(n.max(1).div_ceil(DOWN));
+    (first / DOWN * n_asked, n_asked)
+}
 
 /// `count` panels in parts of almost one width, so that no tile is narrow.
 fn even_width(count: usize) -> usize {
@@ -20,6 +34,7 @@ fn even_width(count: usize) -> usize {
 
 pub(in crate::cpu::isa) fn scores(_: Bf16, product: Product<'_, bf16, bf16>) {
     let depth = product.blocks[0].len() / LANES;
+    let asks = asks(&product);
     let (mut out, mut later) = (product.out, product.ahead.iter());
     for blocks in product.blocks.chunks(even_width(product.blocks.len())) {
         let mut panels = [std::ptr::null(); ACROSS];
@@ -30,7 +45,7 @@ pub(in crate::cpu::isa) fn scores(_: Bf16, product: Product<'_, bf16, bf16>) {
         // long, each block is a panel of that depth, and the n rows of sums hold LANES for each block.
         unsafe {
             let (x, out) = ((product.x.as_ptr(), product.x_stride), (out.as_mut_ptr(), product.out_stride));
-            multiply(product.n, x, (&[(panels, ahead)], !product.ahead.is_empty()), blocks.len(), depth, out, &[]);
+            multiply(product.n, x, (&[(panels, ahead)], asks), blocks.len(), depth, out, &[]);
         }
         out = &mut out[blocks.len() * LANES..];
     }
@@ -56,14 +71,14 @@ pub(in crate::cpu::isa) fn add_values(_: Bf16, product: Product<'_, bf16, bf16>)
         // LANES for each of them.
         unsafe {
             let (x, out) = ((product.x.as_ptr(), product.x_stride), (out, product.out_stride));
-            let panels = (&panels[..product.blocks.len()], !product.ahead.is_empty());
+            let panels = (&panels[..product.blocks.len()], asks(&product));
             multiply(product.n, x, panels, width, LANES, out, product.factors);
         }
     }
 }
 
 /// The sums of n inputs over `width` panels side by side and all of `panels` below each other; added to the factors
-/// times `out`, or written there if there are none. The flag says whether the first inputs ask for what will be read next.
+/// times `out`, or written there if there are none. Beside the panels stands what [`asks`] says.
 ///
 /// # Safety
 /// `x` has n rows of `depth` values for each of `panels`, whose first `width` are [depth / 2][LANES][2]; `out` has n
@@ -72,7 +87,7 @@ pub(in crate::cpu::isa) fn add_values(_: Bf16, product: Product<'_, bf16, bf16>)
 unsafe fn multiply(
     n: usize,
     (x, x_stride): (*const bf16, usize),
-    (panels, asks): (&[Panels<bf16>], bool),
+    (panels, (first_asked, n_asked)): (&[Panels<bf16>], (usize, usize)),
     width: usize,
     depth: usize,
     (out, out_stride): (*mut f32, usize),
@@ -83,24 +98,21 @@ unsafe fn multiply(
         unsafe {
             let (x, out) = ((x.add(t * x_stride), x_stride), (out.add(t * out_stride), out_stride));
             let factors = factors.get(t..).unwrap_or_default();
-            if asks && t == 0 {
-                rows::<true>(n - t, x, panels, width, depth, out, factors);
-            } else {
-                rows::<false>(n - t, x, panels, width, depth, out, factors);
-            }
+            let asked = width.min(first_asked + t / DOWN * n_asked)..width.min(first_asked + (t / DOWN + 1) * n_asked);
+            rows(n - t, x, (panels, asked), width, depth, out, factors);
         }
     }
 }
 
-/// The first DOWN of n inputs.
+/// The first DOWN of n inputs, which ask for what follows a range of the panels side by side.
 ///
 /// # Safety
 /// As for [`multiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn rows<const ASK: bool>(
+unsafe fn rows(
     n: usize,
     x: (*const bf16, usize),
-    panels: &[Panels<bf16>],
+    panels: (&[Panels<bf16>], Range<usize>),
     width: usize,
     depth: usize,
     out: (*mut f32, usize),
@@ -109,22 +121,22 @@ unsafe fn rows<const ASK: bool>(
     // SAFETY: as the caller's; M is the width and N at most n.
     unsafe {
         match (width, n) {
-            (1, 1) => tile::<1, 1, ASK>(x, panels, depth, out, factors),
-            (1, 2) => tile::<1, 2, ASK>(x, panels, depth, out, factors),
-            (1, 3) => tile::<1, 3, ASK>(x, panels, depth, out, factors),
-            (1, _) => tile::<1, 4, ASK>(x, panels, depth, out, factors),
-            (2, 1) => tile::<2, 1, ASK>(x, panels, depth, out, factors),
-            (2, 2) => tile::<2, 2, ASK>(x, panels, depth, out, factors),
-            (2, 3) => tile::<2, 3, ASK>(x, panels, depth, out, factors),
-            (2, _) => tile::<2, 4, ASK>(x, panels, depth, out, factors),
-            (3, 1) => tile::<3, 1, ASK>(x, panels, depth, out, factors),
-            (3, 2) => tile::<3, 2, ASK>(x, panels, depth, out, factors),
-            (3, 3) => tile::<3, 3, ASK>(x, panels, depth, out, factors),
-            (3, _) => tile::<3, 4, ASK>(x, panels, depth, out, factors),
-            (_, 1) => tile::<4, 1, ASK>(x, panels, depth, out, factors),
-            (_, 2) => tile::<4, 2, ASK>(x, panels, depth, out, factors),
-            (_, 3) => tile::<4, 3, ASK>(x, panels, depth, out, factors),
-            _ => tile::<4, 4, ASK>(x, panels, depth, out, factors),
+            (1, 1) => tile::<1, 1>(x, panels, depth, out, factors),
+            (1, 2) => tile::<1, 2>(x, panels, depth, out, factors),
+            (1, 3) => tile::<1, 3>(x, panels, depth, out, factors),
+            (1, _) => tile::<1, 4>(x, panels, depth, out, factors),
+            (2, 1) => tile::<2, 1>(x, panels, depth, out, factors),
+            (2, 2) => tile::<2, 2>(x, panels, depth, out, factors),
+            (2, 3) => tile::<2, 3>(x, panels, depth, out, factors),
+            (2, _) => tile::<2, 4>(x, panels, depth, out, factors),
+            (3, 1) => tile::<3, 1>(x, panels, depth, out, factors),
+            (3, 2) => tile::<3, 2>(x, panels, depth, out, factors),
+            (3, 3) => tile::<3, 3>(x, panels, depth, out, factors),
+            (3, _) => tile::<3, 4>(x, panels, depth, out, factors),
+            (_, 1) => tile::<4, 1>(x, panels, depth, out, factors),
+            (_, 2) => tile::<4, 2>(x, panels, depth, out, factors),
+            (_, 3) => tile::<4, 3>(x, panels, depth, out, factors),
+            _ => tile::<4, 4>(x, panels, depth, out, factors),
         }
     }
 }
@@ -134,9 +146,9 @@ unsafe fn rows<const ASK: bool>(
 /// # Safety
 /// As for [`multiply`], with n = N and width = M.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn tile<const M: usize, const N: usize, const ASK: bool>(
+unsafe fn tile<const M: usize, const N: usize>(
     (x, x_stride): (*const bf16, usize),
-    panels: &[Panels<bf16>],
+    (panels, asked): (&[Panels<bf16>], Range<usize>),
     depth: usize,
     (out, out_stride): (*mut f32, usize),
     factors: &[f32],
@@ -144,11 +156,11 @@ unsafe fn tile<const M: usize, const N: usize, const ASK: bool>(
     let mut sums = [[_mm512_setzero_ps(); M]; N];
     for (b, (panels, ahead)) in panels.iter().enumerate() {
         for k in (0..depth).step_by(2) {
+            for ahead in &ahead[asked.clone()] {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(k * LANES * size_of::<bf16>()).cast());
+            }
             let mut pairs = [_mm512_setzero_si512(); M];
             for m in 0..M {
-                if ASK {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead[m].wrapping_add(k * LANES * size_of::<bf16>()).cast());
-                }
                 // SAFETY: panel m < M has 2 LANES values for the pair k.
                 pairs[m] = unsafe { _mm512_loadu_si512(panels[m].add(k * LANES).cast()) };
             }
@@ -211,7 +223,6 @@ pub(in crate::cpu::isa) fn narrow<P: PanelValue>(_: Bf16, values: &[P], out: &mu
 pub(in crate::cpu::isa) fn weigh(_: Bf16, mut softmax: Softmax<'_>, weights: &mut [bf16]) {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512bf16")]
     fn inner(softmax: &mut Softmax<'_>, weights: &mut [bf16]) {
-        const LOG2_E: f32 = std::f32::consts::LOG2_E;
         let maxima = maxima(softmax);
         let (stride, result_len) = (softmax.stride, softmax.result_len);
         let rows = softmax.scores.chunks(stride).zip(softmax.results.chunks_exact_mut(result_len));
