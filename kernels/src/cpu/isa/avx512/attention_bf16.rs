@@ -6,12 +6,15 @@ use std::ops::Range;
 use half::bf16;
 
 use super::super::LANES;
-use super::super::attention::{PanelValue, Product, STEP_BLOCKS};
+use super::super::attention::{PanelValue, Product, QUERIES, STEP_BLOCKS};
 use super::Bf16;
 use super::attention::{ACROSS, Panels, load_floats, maxima, store_floats};
 use crate::cpu::attention::softmax::{Softmax, vectors};
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
+
+/// How far scores may be above their reference: weights of e^8 are as exact as others, and sums far from overflow.
+const SLACK: f32 = 8.0;
 
 /// Inputs of a tile: with [`ACROSS`] panels their sums are enough not to wait for each other.
 const DOWN: usize = 4;
@@ -223,6 +226,9 @@ pub(in crate::cpu::isa) fn narrow<P: PanelValue>(_: Bf16, values: &[P], out: &mu
 pub(in crate::cpu::isa) fn weigh(_: Bf16, mut softmax: Softmax<'_>, weights: &mut [bf16]) {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512bf16")]
     fn inner(softmax: &mut Softmax<'_>, weights: &mut [bf16]) {
+        if weigh_by_old(softmax, weights) {
+            return;
+        }
         let maxima = maxima(softmax);
         let (stride, result_len) = (softmax.stride, softmax.result_len);
         let rows = softmax.scores.chunks(stride).zip(softmax.results.chunks_exact_mut(result_len));
@@ -259,6 +265,63 @@ pub(in crate::cpu::isa) fn weigh(_: Bf16, mut softmax: Softmax<'_>, weights: &mu
     }
     // SAFETY: the token proves the features.
     unsafe { inner(&mut softmax, weights) }
+}
+
+/// A softmax whose queries see all keys, and whose scores are not above the references of old sums by more than
+/// [`SLACK`]: these stay, so no row waits for its largest score. Says whether it was one; else nothing has changed but
+/// weights.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512bf16")]
+fn weigh_by_old(softmax: &mut Softmax<'_>, weights: &mut [bf16]) -> bool {
+    let (stride, result_len, n_keys) = (softmax.stride, softmax.result_len, softmax.n_keys);
+    if softmax.visible.iter().any(|visible| *visible != (0..n_keys)) {
+        return false;
+    }
+    let mut sums = [_mm512_setzero_ps(); QUERIES];
+    let rows = softmax.scores.chunks(stride).zip(softmax.results.chunks_exact(result_len));
+    for (((scores, result), weights), sum) in
+        rows.zip(weights.chunks_mut(stride)).zip(&mut sums).take(softmax.visible.len())
+    {
+        let reference = result[result_len - LANES];
+        if reference == f32::NEG_INFINITY {
+            return false;
+        }
+        let (bound, offset) = (_mm512_set1_ps(reference + SLACK), _mm512_set1_ps(reference * LOG2_E));
+        let mut above = 0;
+        let rows = scores[..n_keys].as_chunks::<LANES>().0.iter().zip(weights.as_chunks_mut::<LANES>().0);
+        let weight = |scores| exp2(_mm512_fmsub_ps(scores, _mm512_set1_ps(LOG2_E), offset));
+        match (softmax.key_scales, softmax.value_scales) {
+            (Some(key_scales), Some(value_scales)) => {
+                let scales = key_scales.as_chunks().0.iter().zip(value_scales.as_chunks().0);
+                for ((scores, to), (key_scales, value_scales)) in rows.zip(scales) {
+                    let scores = _mm512_mul_ps(load_floats(scores), load_floats(key_scales));
+                    above |= _mm512_cmp_ps_mask::<_CMP_GT_OQ>(scores, bound);
+                    let weights = weight(scores);
+                    *sum = _mm512_add_ps(*sum, weights);
+                    store_halves(_mm512_mul_ps(weights, load_floats(value_scales)), to);
+                }
+            }
+            (None, None) => {
+                for (scores, to) in rows {
+                    let scores = load_floats(scores);
+                    above |= _mm512_cmp_ps_mask::<_CMP_GT_OQ>(scores, bound);
+                    let weights = weight(scores);
+                    *sum = _mm512_add_ps(*sum, weights);
+                    store_halves(weights, to);
+                }
+            }
+            _ => return false,
+        }
+        if above != 0 {
+            return false;
+        }
+    }
+    for (result, sum) in softmax.results.chunks_exact_mut(result_len).zip(sums).take(softmax.visible.len()) {
+        let Some(totals) = result[result_len - 2 * LANES..].first_chunk_mut() else { continue };
+        store_floats(totals, _mm512_add_ps(load_floats(totals), sum));
+    }
+    softmax.factors.fill(1.0);
+    true
 }
 
 /// 2^x for x <= 0 to 3e-6 relative, far below the rounding to bf16; 0 below -149; NaN stays.
