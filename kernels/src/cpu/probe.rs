@@ -6,6 +6,10 @@ use super::crew::Crew;
 /// Bytes of a task that reads: as a rule of a few panels.
 const CHUNK: usize = 1 << 16;
 
+/// How far ahead memory is asked for.
+#[cfg(target_arch = "x86_64")]
+pub(super) const AHEAD: usize = 2048;
+
 /// Multiply-adds of a task to each lane of each sum.
 const ROUNDS: usize = 1 << 14;
 

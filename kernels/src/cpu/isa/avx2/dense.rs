@@ -3,13 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::super::LANES;
-use super::Avx2;
+use super::{AHEAD, Avx2};
 use crate::cpu::matrix::Element;
 use crate::quant::Lanes;
-
-/// How far ahead of a single row's use memory is asked for. Farther than for quantized weights (by measurement): a line
-/// of dense ones is used up sooner.
-pub(in crate::cpu::isa) const AHEAD: usize = 8192;
 
 /// Rows and tokens that share their loads: eight sums, two weights and one input, of sixteen registers.
 const ROWS: usize = 2;

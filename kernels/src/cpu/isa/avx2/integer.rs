@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx2, half_quad, level_table, load_half, load_head_pairs, load_heads, prefetch_step, store_half};
+use super::{AHEAD, Avx2, half_quad, level_table, load_half, load_head_pairs, load_heads, prefetch_ahead, store_half};
 use crate::quant::inputs::{InputTile, Kind};
 use crate::quant::int4::{self, Panel};
 use crate::quant::product::{self, BLOCK_STEPS, TILE_PANELS, TileQuad};
@@ -16,11 +16,11 @@ const STEP_QUADS: usize = STEP / QUAD;
 const STEP_GROUPS: usize = STEP / int4::GROUP;
 
 /// Products of four weights and four inputs in each lane, times `factors` (each 16 bits of a lane the same), plus `sum`.
+/// `signed` has the signs of both, and magnitudes of those that `unsigned` lacks.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot(sum: __m256i, magnitudes: __m256i, weights: __m256i, x: i32, factors: __m256i) -> __m256i {
-    let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(_mm256_set1_epi32(x), weights));
-    _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, factors))
+fn dot(sum: __m256i, unsigned: __m256i, signed: __m256i, factors: __m256i) -> __m256i {
+    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned, signed), factors))
 }
 
 /// The lower 16 bits of each lane in both of its halves.
@@ -38,23 +38,30 @@ pub(in crate::cpu::isa) fn int4_product(_: Avx2, panels: &[Panel<'_>], inputs: &
         // SAFETY: the token proves the features.
         unsafe {
             match inputs.width {
-                1 => int4_columns::<1>(panel, inputs, out),
-                2 => int4_columns::<2>(panel, inputs, out),
-                3 => int4_columns::<3>(panel, inputs, out),
-                4 => int4_columns::<4>(panel, inputs, out),
-                5 => int4_columns::<5>(panel, inputs, out),
-                6 => int4_columns::<6>(panel, inputs, out),
-                7 => int4_columns::<7>(panel, inputs, out),
-                8 => int4_columns::<8>(panel, inputs, out),
+                1 => int4_columns::<1, 2>(panel, inputs, out),
+                2 => int4_columns::<2, 1>(panel, inputs, out),
+                3 => int4_columns::<3, 1>(panel, inputs, out),
+                4 => int4_columns::<4, 1>(panel, inputs, out),
+                5 => int4_columns::<5, 1>(panel, inputs, out),
+                6 => int4_columns::<6, 1>(panel, inputs, out),
+                7 => int4_columns::<7, 1>(panel, inputs, out),
+                8 => int4_columns::<8, 1>(panel, inputs, out),
                 _ => return product::int4_product(panels, inputs, sums),
             }
         }
     }
 }
 
-/// N columns, whose sums are `stride` apart.
+/// N columns, whose sums are `stride` apart, by HALVES of the panel's rows at a time.
+///
+/// With one column both halves share the input, so that it is the unsigned factor, and the levels get its sign (none is
+/// -128, which has no opposite). With more columns the levels are, which all columns share.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, stride): (&mut [Lanes], usize)) {
+fn int4_columns<const N: usize, const HALVES: usize>(
+    panel: &Panel<'_>,
+    inputs: &InputTile,
+    (out, stride): (&mut [Lanes], usize),
+) {
     let (table, low_half, shift_bits) = (level_table(), _mm256_set1_epi8(15), _mm256_set1_epi16(12));
     let quads = inputs.codes.as_chunks::<N>().0.as_chunks::<STEP_QUADS>().0;
     let group_sums = inputs.group_sums.as_chunks::<N>().0.as_chunks::<{ STEP_GROUPS / 2 }>().0;
@@ -63,35 +70,49 @@ fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, str
     for (steps, ((quads, group_sums), scales)) in panel.steps.chunks(BLOCK_STEPS).zip(blocks) {
         let mut totals = [[_mm256_setzero_si256(); N]; 2];
         for (step, (quads, group_sums)) in steps.iter().zip(quads.iter().zip(group_sums)) {
-            prefetch_step(step);
             for (i, (quads, group_sums)) in
                 quads.as_chunks::<4>().0.as_chunks::<2>().0.iter().zip(group_sums).enumerate()
             {
                 let groups = [int4::group(step, 2 * i), int4::group(step, 2 * i + 1)];
-                for (half, totals) in totals.iter_mut().enumerate() {
-                    let heads = load_head_pairs([groups[0].1, groups[1].1], half);
-                    let group_scales = _mm256_srai_epi16::<2>(heads);
-                    let shifts = _mm256_and_si256(_mm256_slli_epi16::<2>(heads), shift_bits);
-                    // group_scale * 4 shift of both groups, which meet the sums of their inputs.
-                    let offsets = _mm256_mullo_epi16(group_scales, shifts);
-                    for j in 0..N {
-                        let shifted = _mm256_madd_epi16(offsets, _mm256_set1_epi32(group_sums[j]));
-                        totals[j] = _mm256_add_epi32(totals[j], shifted);
+                for first in (0..2).step_by(HALVES) {
+                    let mut group_scales = [[_mm256_setzero_si256(); 2]; 2];
+                    for half in first..first + HALVES {
+                        let heads = load_head_pairs([groups[0].1, groups[1].1], half);
+                        let scales = _mm256_srai_epi16::<2>(heads);
+                        let shifts = _mm256_and_si256(_mm256_slli_epi16::<2>(heads), shift_bits);
+                        // group_scale * 4 shift of both groups, which meet the sums of their inputs.
+                        let offsets = _mm256_mullo_epi16(scales, shifts);
+                        for j in 0..N {
+                            let shifted = _mm256_madd_epi16(offsets, _mm256_set1_epi32(group_sums[j]));
+                            totals[half][j] = _mm256_add_epi32(totals[half][j], shifted);
+                        }
+                        group_scales[half] = [twice(scales), twice(_mm256_srli_epi32::<16>(scales))];
                     }
-                    let group_scales = [twice(group_scales), twice(_mm256_srli_epi32::<16>(group_scales))];
                     for (g, quads) in quads.iter().enumerate() {
                         for (q, quad) in quads.iter().enumerate() {
-                            let codes = half_quad(&groups[g].0[q / 2], half);
-                            let codes = if q % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
-                            let levels = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low_half));
-                            let magnitudes = _mm256_abs_epi8(levels);
-                            for j in 0..N {
-                                totals[j] = dot(totals[j], magnitudes, levels, quad[j], group_scales[g]);
+                            let line = &groups[g].0[q / 2];
+                            if first == 0 && q % 2 == 0 {
+                                prefetch_ahead(line, AHEAD);
+                            }
+                            for half in first..first + HALVES {
+                                let codes = half_quad(line, half);
+                                let codes = if q % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
+                                let levels = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low_half));
+                                let magnitudes = _mm256_abs_epi8(levels);
+                                for j in 0..N {
+                                    let x = _mm256_set1_epi32(quad[j]);
+                                    let (unsigned, signed) = match HALVES {
+                                        2 => (_mm256_abs_epi8(x), _mm256_sign_epi8(levels, x)),
+                                        _ => (magnitudes, _mm256_sign_epi8(x, levels)),
+                                    };
+                                    totals[half][j] = dot(totals[half][j], unsigned, signed, group_scales[half][g]);
+                                }
                             }
                         }
                     }
                 }
             }
+            prefetch_ahead(int4::parts(step).1, AHEAD);
         }
         for (sums, totals) in sums.iter_mut().zip(totals) {
             for j in 0..N {
@@ -149,7 +170,7 @@ fn int8_columns<const N: usize>(
     let inputs = quads.as_chunks::<GROUPS>().0.iter().zip(scales.as_chunks::<GROUPS>().0);
     for (step, (quads, scales)) in steps.iter().zip(inputs) {
         if N <= 4 {
-            prefetch_step(step);
+            prefetch_ahead(step, AHEAD);
         }
         for g in 0..GROUPS {
             let (weights, stored) = int8::group(step, g);
@@ -159,7 +180,8 @@ fn int8_columns<const N: usize>(
                     let codes = _mm256_xor_si256(half_quad(weights, half), bias);
                     let magnitudes = _mm256_abs_epi8(codes);
                     for j in 0..N {
-                        totals[j] = dot(totals[j], magnitudes, codes, quad[j], ones);
+                        totals[j] =
+                            dot(totals[j], magnitudes, _mm256_sign_epi8(_mm256_set1_epi32(quad[j]), codes), ones);
                     }
                 }
                 // SAFETY: sixteen bytes are readable.
@@ -265,7 +287,7 @@ fn expanded_columns<const N: usize>(
                 let codes = _mm256_xor_si256(half_quad(&weights[p], half), bias);
                 let magnitudes = _mm256_abs_epi8(codes);
                 for j in 0..N {
-                    totals[j] = dot(totals[j], magnitudes, codes, quad[j], ones);
+                    totals[j] = dot(totals[j], magnitudes, _mm256_sign_epi8(_mm256_set1_epi32(quad[j]), codes), ones);
                 }
             }
             for j in 0..N {

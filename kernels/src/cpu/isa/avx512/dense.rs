@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::LANES;
-use super::super::avx2::dense::AHEAD;
+use super::super::avx2::AHEAD;
 use super::{Avx512, lowest, store_lanes};
 use crate::cpu::matrix::Element;
 use crate::quant::Lanes;

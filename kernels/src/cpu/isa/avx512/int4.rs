@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD, Avx512, load, load_lanes, prefetch, store_lanes};
+use super::super::avx2::{AHEAD, prefetch_ahead};
+use super::{Avx512, load, load_lanes, store_lanes};
 use crate::quant::inputs::InputTile;
 use crate::quant::int4::{self, Panel, Step};
 use crate::quant::product::{self, BLOCK_STEPS, TILE_PANELS, TileQuad};
@@ -125,7 +126,7 @@ fn int4_columns<const N: usize, const HEADS_LAST: bool>(
             if HEADS_LAST {
                 for (g, products) in products.iter_mut().enumerate() {
                     let lines = [2 * g, 2 * g + 1].map(|line| {
-                        prefetch(&lines[line], AHEAD);
+                        prefetch_ahead(&lines[line], AHEAD);
                         load(&lines[line])
                     });
                     let levels = levels_of(table, lines);
@@ -133,9 +134,9 @@ fn int4_columns<const N: usize, const HEADS_LAST: bool>(
                         *product = dot(&levels, &quads[g], j);
                     }
                 }
-                prefetch(heads, AHEAD);
+                prefetch_ahead(heads, AHEAD);
             } else {
-                prefetch(step, AHEAD);
+                prefetch_ahead(step, AHEAD);
             }
             let heads = load(heads);
             for g in 0..STEP_GROUPS {
@@ -201,7 +202,7 @@ fn expand_block(row_scales: &Lanes, steps: &[Step], index: usize, tile: &mut [Ti
     let scale_bits = _mm512_set1_epi8(!3);
     let mut magnitudes = _mm512_setzero_si512();
     for step in steps {
-        prefetch(step, BLOCK_STEPS * size_of::<Step>());
+        prefetch_ahead(step, BLOCK_STEPS * size_of::<Step>());
         let scales = _mm512_and_si512(load(int4::parts(step).1), scale_bits);
         magnitudes = _mm512_max_epu8(magnitudes, _mm512_abs_epi8(scales));
     }

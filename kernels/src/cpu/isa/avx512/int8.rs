@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD, Avx512, int8_pairs, load, load_lanes, prefetch, store_lanes};
+use super::super::avx2::{AHEAD, prefetch_ahead};
+use super::{Avx512, int8_pairs, load, load_lanes, store_lanes};
 use crate::quant::inputs::InputTile;
 use crate::quant::product;
 use crate::quant::{Lanes, QUAD, STEP, int8};
@@ -91,9 +92,10 @@ fn int8_columns<const N: usize, const P: usize>(
                 sums[j][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[j][p]), scale, sums[j][p]);
             }
         }
+        // One column is multiplied as fast as the processor's own prefetch brings its weights.
         if P == 1 && N > 1 && g % GROUPS == 0 {
             for panel in panels {
-                prefetch(&panel[g / GROUPS], AHEAD);
+                prefetch_ahead(&panel[g / GROUPS], AHEAD);
             }
         }
     }

@@ -15,11 +15,10 @@ mod int8_pairs;
 pub(super) mod quantize;
 pub(super) mod unpack;
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-use super::avx2::{Avx2, prefetch_step};
+use super::avx2::{Avx2, prefetch_ahead};
 use super::elementwise::Loop;
 use crate::cpu::probe;
 use crate::quant::Lanes;
@@ -74,22 +73,6 @@ fn store_lanes(lanes: &mut Lanes, values: __m512) {
     unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), values) };
 }
 
-/// How far ahead of its use memory is asked for. With one token the processor's own prefetch would do with a quarter of
-/// it; with several, whose products take longer than memory, this is what keeps requests under way all the time.
-const AHEAD: usize = 8192;
-
-/// Asks for the bytes that lie `ahead` bytes further in the stream. Stays where it is written: the compiler would gather
-/// the prefetches of a step in one place, where they wait for each other.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch<const BYTES: usize>(bytes: &[u8; BYTES], ahead: usize) {
-    for line in (0..BYTES).step_by(64) {
-        let line = bytes.as_ptr().wrapping_add(ahead + line);
-        // SAFETY: a prefetch reads nothing that can be seen, and any address is allowed.
-        unsafe { asm!("prefetcht0 [{}]", in(reg) line, options(nostack, preserves_flags)) };
-    }
-}
-
 /// See [`Loop`].
 pub(super) fn compute<L: Loop>(_: Avx512, work: L) -> L::Output {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
@@ -110,7 +93,9 @@ fn lowest(n: usize) -> __mmask16 {
 pub(super) fn fold(_: Avx512, data: &[u8]) -> u64 {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     fn inner(data: &[u8]) -> u64 {
-        probe::fold(data, |block| block.as_chunks::<256>().0.iter().for_each(|block| prefetch_step(block)))
+        probe::fold(data, |block| {
+            block.as_chunks::<256>().0.iter().for_each(|block| prefetch_ahead(block, probe::AHEAD))
+        })
     }
     // SAFETY: the token proves the features.
     unsafe { inner(data) }

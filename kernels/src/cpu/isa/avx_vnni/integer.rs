@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-use super::super::avx2::{half_quad, level_table, load_half, load_head_pairs, prefetch_step, store_half};
+use super::super::avx2::{AHEAD, half_quad, level_table, load_half, load_head_pairs, prefetch_ahead, store_half};
 use super::AvxVnni;
 use crate::quant::inputs::InputTile;
 use crate::quant::int4::{self, Panel};
@@ -50,11 +50,14 @@ fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, str
     for (steps, ((quads, group_sums), scales)) in panel.steps.chunks(BLOCK_STEPS).zip(blocks) {
         let mut totals = [[_mm256_setzero_si256(); N]; 2];
         for (step, (quads, group_sums)) in steps.iter().zip(quads.iter().zip(group_sums)) {
-            prefetch_step(step);
             for (i, (quads, group_sums)) in
                 quads.as_chunks::<4>().0.as_chunks::<2>().0.iter().zip(group_sums).enumerate()
             {
                 let groups = [int4::group(step, 2 * i), int4::group(step, 2 * i + 1)];
+                for (pairs, _) in groups {
+                    prefetch_ahead(&pairs[0], AHEAD);
+                    prefetch_ahead(&pairs[1], AHEAD);
+                }
                 for (half, totals) in totals.iter_mut().enumerate() {
                     let heads = load_head_pairs([groups[0].1, groups[1].1], half);
                     let group_scales = _mm256_srai_epi16::<2>(heads);
@@ -83,6 +86,7 @@ fn int4_columns<const N: usize>(panel: &Panel<'_>, inputs: &InputTile, (out, str
                     }
                 }
             }
+            prefetch_ahead(int4::parts(step).1, AHEAD);
         }
         for (sums, totals) in sums.iter_mut().zip(totals) {
             for j in 0..N {
@@ -139,8 +143,9 @@ fn int8_columns<const N: usize>(
     let corrections = &inputs.corrections.as_chunks::<N>().0[first * GROUPS..];
     let inputs = quads.as_chunks::<GROUPS>().0.iter().zip(scales.as_chunks::<GROUPS>().0);
     for ((step, (quads, scales)), corrections) in steps.iter().zip(inputs).zip(corrections.as_chunks::<GROUPS>().0) {
-        if N <= 4 {
-            prefetch_step(step);
+        // One column is multiplied as fast as the processor's own prefetch brings its weights.
+        if (2..=4).contains(&N) {
+            prefetch_ahead(step, AHEAD);
         }
         for g in 0..GROUPS {
             let (weights, stored) = int8::group(step, g);
