@@ -6,6 +6,7 @@
 //! (decoding with a long context), their keys are split as well, and the parts are put together at the end. Whether
 //! and where depends on shapes alone.
 
+mod panels;
 mod parts;
 pub(super) mod softmax;
 mod tile;

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::panels::{Panels, clear_slots};
 use super::softmax::{self, Soften, Softmax};
 use super::{AttentionShape, BlockTable, QueryRow};
 use crate::cpu::Isa;
@@ -464,39 +465,4 @@ struct Part<'a> {
     rows: &'a [QueryRow],
     blocks: Range<usize>,
     head: HeadOfBlocks<'a>,
-}
-
-/// The panels of a step as they are stored; behind the n-th there are none.
-struct Panels<'a, T> {
-    n: usize,
-    keys: [&'a [T]; STEP_BLOCKS],
-    values: [&'a [T]; STEP_BLOCKS],
-}
-
-impl<'a, T: Stored> Panels<'a, T> {
-    /// What is asked for while the keys of this step are multiplied, and while its values are: the next, or these again
-    /// where no next are.
-    fn ahead(&self, next: &Panels<'a, T>) -> [[&'a [u8]; STEP_BLOCKS]; 2] {
-        let of = |own: &[&'a [T]; STEP_BLOCKS], next_panels: &[&'a [T]; STEP_BLOCKS]| {
-            std::array::from_fn(|i| bytemuck::cast_slice(if i < next.n { next_panels[i] } else { own[i] }))
-        };
-        [of(&self.keys, &next.keys), of(&self.values, &next.values)]
-    }
-
-    /// Asks for all of them at once.
-    fn ask(&self, isa: Isa) {
-        for (keys, values) in self.keys.iter().zip(self.values) {
-            isa.prefetch(keys);
-            isa.prefetch(values);
-        }
-    }
-}
-
-/// Sets the values of the slots from `used` on to 0.
-fn clear_slots<P: Stored>(values: &mut [P], used: usize) {
-    for pairs in values.as_chunks_mut::<{ 2 * PANEL }>().0.chunks_exact_mut(BLOCK_TOKENS / 2) {
-        for slot in used..BLOCK_TOKENS {
-            pairs[slot / 2].iter_mut().skip(slot % 2).step_by(2).for_each(|value| *value = P::default());
-        }
-    }
 }
