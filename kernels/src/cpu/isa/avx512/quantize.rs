@@ -39,25 +39,29 @@ fn int8_step(weights: &StepWeights<'_>, step: &mut Step) {
         // SAFETY: sixteen values are readable.
         unsafe { _mm512_loadu_ps(sixteen.as_ptr()) }
     };
-    let mut inverses = [const { Lanes([0.0; PANEL_ROWS]) }; 2];
-    for (g, inverses) in inverses.iter_mut().enumerate() {
-        let largest = largest_of_rows(std::array::from_fn(|r| {
+    let largest = [0, 1].map(|g| {
+        largest_of_rows(std::array::from_fn(|r| {
             let [a, b] = [0, 1].map(|i| _mm512_castps_si512(_mm512_abs_ps(load(r, 2 * g + i))));
             // As bits, magnitudes are ordered like integers, and what is not finite comes last.
             _mm512_max_epi32(a, b)
-        }));
-        if _mm512_cmpge_epi32_mask(largest, _mm512_set1_epi32(f32::INFINITY.to_bits() as i32)) != 0 {
-            return quant::int8::quantize_step(weights, step);
-        }
-        let any = _mm512_test_epi32_mask(largest, largest);
-        let scale = _mm512_div_ps(_mm512_castsi512_ps(largest), _mm512_set1_ps(127.0));
+        }))
+    });
+    let infinite = _mm512_set1_epi32(f32::INFINITY.to_bits() as i32);
+    if _mm512_cmpge_epi32_mask(_mm512_max_epi32(largest[0], largest[1]), infinite) != 0 {
+        return quant::int8::quantize_step(weights, step);
+    }
+    let inverses = [0, 1].map(|g| {
+        let any = _mm512_test_epi32_mask(largest[g], largest[g]);
+        let scale = _mm512_div_ps(_mm512_castsi512_ps(largest[g]), _mm512_set1_ps(127.0));
         let scale = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(_mm512_min_ps(scale, _mm512_set1_ps(65504.0)));
         let scale = _mm256_mask_max_epu16(scale, any, scale, _mm256_set1_epi16(1));
         let bytes: &mut [u8; 32] = &mut step[CODE_BYTES..].as_chunks_mut().0[g];
         // SAFETY: 32 bytes are writable.
         unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), scale) };
-        store_lanes(inverses, _mm512_maskz_div_ps(any, _mm512_set1_ps(1.0), _mm512_cvtph_ps(scale)));
-    }
+        let mut inverses = Lanes::default();
+        store_lanes(&mut inverses, _mm512_maskz_div_ps(any, _mm512_set1_ps(1.0), _mm512_cvtph_ps(scale)));
+        inverses
+    });
     let mut codes: [__m512i; PANEL_ROWS] = std::array::from_fn(|r| {
         let [a, b, c, d] = std::array::from_fn(|part| {
             let value = _mm512_mul_ps(load(r, part), _mm512_set1_ps(inverses[part / 2][r]));
