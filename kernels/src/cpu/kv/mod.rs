@@ -1,8 +1,8 @@
 //! The inside of a block of the KV cache.
 //!
-//! A block holds a few tokens of every layer of a layer group. Within it, each layer and KV head has its keys
-//! and then its values in one piece, both as panels of one kind: sixteen lanes wide, two of the summed index side by
-//! side, as `vdpbf16ps` takes them. One inner kernel multiplies with both:
+//! A block holds a few tokens of every layer of a layer group. Each layer and KV head has the block's keys in one piece
+//! and its values in another, both as panels of one kind: sixteen lanes wide, two of the summed index side by side, as
+//! `vdpbf16ps` takes them. One inner kernel multiplies with both:
 //!
 //! ```text
 //! keys:    [head_dim / 2][16 tokens][2 values]                  scores of a query = q (1 x head_dim) * keys

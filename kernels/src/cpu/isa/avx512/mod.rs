@@ -11,7 +11,6 @@ pub(in crate::cpu) mod dense;
 pub(super) mod inputs;
 pub(super) mod int4;
 pub(super) mod int8;
-mod int8_pairs;
 pub(super) mod quantize;
 pub(super) mod unpack;
 
