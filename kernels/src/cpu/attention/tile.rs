@@ -217,19 +217,7 @@ impl Inner<'_> {
             let out = &mut results[chunk.queries.start * result_len..][..n * result_len];
             self.isa.scores(self.scores(queries, &chunk, scores));
             let factors = &self.softmax(part, &chunk, scores, out, |softmax| self.isa.weigh(softmax))[..n];
-            let (x, blocks, ahead, share) =
-                (&scores[..], chunk.values, chunk.ahead.1, (chunk.queries.start, chunk.n_queries));
-            self.isa.add_values(Product {
-                n,
-                x,
-                x_stride: STEP,
-                blocks,
-                ahead,
-                share,
-                factors,
-                out,
-                out_stride: result_len,
-            });
+            self.isa.add_values(self.values(scores, &chunk, factors, out));
         });
     }
 
@@ -251,19 +239,7 @@ impl Inner<'_> {
             let out = &mut results[chunk.queries.start * result_len..][..n * result_len];
             score(&chunk, scores);
             let factors = &self.softmax(part, &chunk, scores, out, |softmax| halves.weigh(softmax, weights))[..n];
-            let (x, blocks, ahead, share) =
-                (&weights[..], chunk.values, chunk.ahead.1, (chunk.queries.start, chunk.n_queries));
-            halves.add_values(Product {
-                n,
-                x,
-                x_stride: STEP,
-                blocks,
-                ahead,
-                share,
-                factors,
-                out,
-                out_stride: result_len,
-            });
+            halves.add_values(self.values(weights, &chunk, factors, out));
         });
     }
 
@@ -278,6 +254,19 @@ impl Inner<'_> {
         let (x, blocks, ahead) = (&queries[chunk.queries.start * depth..], chunk.keys, chunk.ahead.0);
         let share = (chunk.queries.start, chunk.n_queries);
         Product { n, x, x_stride: depth, blocks, ahead, share, factors: &[], out, out_stride: STEP }
+    }
+
+    /// The product that adds a chunk's weighted values to its results.
+    fn values<'a, X, K, V>(
+        &self,
+        weights: &'a [X],
+        chunk: &'a Chunk<'_, K, V>,
+        factors: &'a [f32],
+        out: &'a mut [f32],
+    ) -> Product<'a, X, V> {
+        let (n, blocks, ahead) = (chunk.queries.len(), chunk.values, chunk.ahead.1);
+        let share = (chunk.queries.start, chunk.n_queries);
+        Product { n, x: weights, x_stride: STEP, blocks, ahead, share, factors, out, out_stride: self.result_len() }
     }
 
     /// Calls `weigh` with the softmax of a chunk, and gives what old sums of values are to be multiplied with.

@@ -108,7 +108,7 @@ pub(super) fn prefetch_ahead<const BYTES: usize>(bytes: &[u8; BYTES], ahead: usi
     for line in (0..BYTES).step_by(64) {
         let line = bytes.as_ptr().wrapping_add(ahead + line);
         // SAFETY: a prefetch reads nothing that can be seen, and any address is allowed.
-        unsafe { asm!("prefetcht0 [{}]", in(reg) line, options(nomem, nostack, preserves_flags)) };
+        unsafe { asm!("prefetcht0 [{}]", in(reg) line, options(readonly, nostack, preserves_flags)) };
     }
 }
 
