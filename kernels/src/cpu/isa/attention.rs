@@ -81,6 +81,8 @@ impl<X, P> Product<'_, X, P> {
         let equal = self.blocks.iter().all(|block| block.len() == self.blocks[0].len());
         assert!(equal && depth.is_multiple_of(2), "blocks of one length, an even depth");
         assert!(self.ahead.is_empty() || self.ahead.len() == self.blocks.len(), "blocks ahead");
+        let (first, all) = self.share;
+        assert!(first + self.n <= all, "inputs {first} to {} of {all}", first + self.n);
         let rows = |stride: usize, len: usize| if self.n == 0 { 0 } else { (self.n - 1) * stride + len };
         assert!(self.x.len() >= rows(self.x_stride, depth), "{} inputs for {} rows of {depth}", self.x.len(), self.n);
         assert!(self.out.len() >= rows(self.out_stride, width), "{} sums for {} rows", self.out.len(), self.n);
