@@ -242,6 +242,10 @@ fn map(path: &Path, file: &File) -> Result<Bytes> {
         ErrorKind::OutOfMemory => Error::Memory(format!("{} could not be mapped: {error}", path.display())),
         _ => unreadable(path, &error),
     })?;
+    // What is not in memory yet is then read in large pages, if the file system has them; advice that is not taken gives
+    // small ones.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
     Ok(Bytes::mapped(map))
 }
 
