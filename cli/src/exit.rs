@@ -90,7 +90,7 @@ fn runtime_code(error: &RuntimeError) -> u8 {
 fn kernel_code(error: &KernelError) -> u8 {
     match error {
         KernelError::UnknownIsa { .. } | KernelError::UnsupportedIsa { .. } => WRONG_USE,
-        KernelError::Threads { .. } => NO_SPACE,
+        KernelError::Threads { .. } | KernelError::Memory { .. } => NO_SPACE,
         _ => OTHER,
     }
 }
@@ -195,6 +195,7 @@ mod tests {
             (RuntimeError::Kernel(KernelError::UnsupportedIsa { name: "avx2", choices: text() }).into(), 2),
             (RuntimeError::Kernel(KernelError::TooLarge { rows: 1, cols: 1 }).into(), 1),
             (RuntimeError::Kernel(KernelError::Threads { threads: 2, reason: text() }).into(), 4),
+            (RuntimeError::Kernel(KernelError::Memory { bytes: 2, reason: text() }).into(), 4),
             (RuntimeError::Cancelled.into(), 130),
             (io::Error::from(io::ErrorKind::BrokenPipe).into(), 0),
             (io::Error::from(io::ErrorKind::StorageFull).into(), 4),

@@ -138,6 +138,9 @@ impl CpuBackend {
 
     /// See [`super::Backend::copy_blocks`].
     pub fn copy_blocks(&self, copies: &[BlockCopy]) {
+        if copies.is_empty() {
+            return;
+        }
         let mut state = self.state.lock();
         for copy in copies {
             state.blocks[copy.group].copy(copy.from as usize, copy.to as usize);

@@ -236,7 +236,6 @@ impl Engine {
         for (rows, rope) in batch.ropes.iter_mut().zip(&self.spec.ropes) {
             rows.clear(rope);
         }
-        // Sequence and position of each row whose logits are wanted, for messages.
         for (index, (part, (&done, &count))) in parts.iter().zip(done.iter().zip(counts)).enumerate() {
             let start = part.sequence.len();
             let first_row = batch.tokens.len();

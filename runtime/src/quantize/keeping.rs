@@ -141,7 +141,7 @@ mod tests {
         assert!(keeping.wait().unwrap_err().to_string().contains("are not kept"));
         assert!(keeping.check().is_ok() && !temporary.exists());
         if cfg!(target_os = "linux") {
-            // A device whose disk always fails to take what it has been given.
+            // A file that cannot be brought to a disk.
             let (_, temporary, lock) = written(folder.path());
             let broken = File::open("/proc/self/status").unwrap();
             let keeping = Keeping::start(broken, temporary, &folder.path().join("other"), lock).unwrap();

@@ -1,5 +1,5 @@
 //! Packing weights: choosing the tier. There is one text of each format, in `quant`; a tier is that text, compiled for
-//! what the tier has.
+//! what the tier has. Only the innermost parts have tiers of their own, where the compiler does not find them.
 
 use super::elementwise::Loop;
 #[cfg(target_arch = "x86_64")]
