@@ -59,7 +59,7 @@ impl Share {
 /// the gate and every member has left.
 type Task = *const (dyn Fn(Range<usize>) + Sync);
 
-/// What the workers of one pass share.
+/// What the workers of a team share.
 pub(super) struct Shared {
     isa: Isa,
     gate: AtomicUsize,
@@ -92,7 +92,7 @@ impl Shared {
         }
     }
 
-    /// Ends the pass: helpers return.
+    /// There will be no more passes: helpers return.
     pub(super) fn finish(&self) {
         self.finished.store(true, Ordering::SeqCst);
         self.wake();
@@ -107,7 +107,7 @@ impl Shared {
         }
     }
 
-    /// A helper's pass: joins operations until the pass is finished.
+    /// A helper's life: joins the operations of all passes.
     pub(super) fn help(&self, worker: usize) {
         let mut last = 0;
         while let Some(gate) = self.wait_for_operation(last) {
@@ -126,7 +126,7 @@ impl Shared {
         }
     }
 
-    /// The gate, once it is open for an operation other than `last`; None when the pass is finished.
+    /// The gate, once it is open for an operation other than `last`; None when there will be no more.
     fn wait_for_operation(&self, last: usize) -> Option<usize> {
         let look = || {
             let gate = self.gate.load(Ordering::SeqCst);

@@ -1,10 +1,11 @@
 //! The threads of forward passes, and how a pass gets onto them.
 //!
-//! A forward pass enters the team's own thread pool once: one worker runs the pass, the others help in each
-//! of its operations (`crew` says how). Passes run one at a time. Two would starve each other, as each would
+//! One worker of the team's own thread pool runs the passes as they come, the others help in each of their
+//! operations (`crew` says how). Passes run one at a time. Two would starve each other, as each would
 //! spin for workers that the other holds, so callers wait for their turn, and they wait blocked: a caller may
 //! itself be a worker of some rayon pool, and waiting inside rayon would let it steal and run another caller's
-//! job in the middle of its own. A dispatcher thread therefore makes rayon's call in the caller's place.
+//! job in the middle of its own. A dispatcher thread therefore enters the pool, once for all passes: small models
+//! have tokens of a fraction of a millisecond, of which waking a pool would be a good part.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -86,7 +87,7 @@ impl Team {
                 let (queue, tickets) = channel();
                 let dispatcher = std::thread::Builder::new()
                     .name("infer-dispatcher".to_owned())
-                    .spawn(move || dispatch(&pool, threads, isa, &tickets))
+                    .spawn(move || dispatch(&pool, threads, isa, tickets))
                     .map_err(|error| refuse(error.to_string()))?;
                 Seat::Pool { queue: Some(queue), dispatcher: Some(dispatcher) }
             }
@@ -144,27 +145,25 @@ impl Team {
     }
 }
 
-/// Takes tickets until the team is dropped.
-fn dispatch(pool: &rayon::ThreadPool, threads: usize, isa: Isa, tickets: &Receiver<Ticket>) {
-    for Ticket { pass, done } in tickets {
-        let shared = Shared::new(threads, isa);
-        // Worker 0 takes the pass out; the lock is touched once a pass.
-        let pass = Mutex::new(Some(pass));
-        pool.broadcast(|context| match context.index() {
-            0 => {
-                let taken = pass.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(pass) = taken {
-                    // SAFETY: `Team::run` keeps the pointee alive and untouched until `done` is sent to or
-                    // dropped, which happens below; nobody else has the pointer.
-                    (unsafe { &mut *pass.0 })(&shared);
-                }
-                shared.finish();
+/// Runs the passes of the tickets until the team is dropped.
+fn dispatch(pool: &rayon::ThreadPool, threads: usize, isa: Isa, tickets: Receiver<Ticket>) {
+    let shared = Shared::new(threads, isa);
+    // Worker 0 takes the tickets out.
+    let tickets = Mutex::new(Some(tickets));
+    pool.broadcast(|context| match context.index() {
+        0 => {
+            let tickets = tickets.lock().unwrap_or_else(PoisonError::into_inner).take();
+            for Ticket { pass, done } in tickets.into_iter().flatten() {
+                // SAFETY: `Team::run` keeps the pointee alive and untouched until `done` is sent to or
+                // dropped, which happens below; nobody else has the pointer.
+                (unsafe { &mut *pass.0 })(&shared);
+                // The caller may be gone only if it was killed; there is nobody to tell.
+                let _ = done.send(());
             }
-            helper => shared.help(helper),
-        });
-        // The caller may be gone only if it was killed; there is nobody to tell.
-        let _ = done.send(());
-    }
+            shared.finish();
+        }
+        helper => shared.help(helper),
+    });
 }
 
 impl Drop for Team {
