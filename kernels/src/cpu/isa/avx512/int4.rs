@@ -31,7 +31,7 @@ pub(in crate::cpu::isa) fn int4_product(_: Avx512, panels: &[Panel<'_>], inputs:
                 1 => int4_columns::<1, true>(panel, inputs, out),
                 2 => int4_columns::<2, true>(panel, inputs, out),
                 3 => int4_columns::<3, true>(panel, inputs, out),
-                4 => int4_columns::<4, false>(panel, inputs, out),
+                4 => int4_columns::<4, true>(panel, inputs, out),
                 5 => int4_columns::<5, false>(panel, inputs, out),
                 6 => int4_columns::<6, false>(panel, inputs, out),
                 7 => int4_columns::<7, false>(panel, inputs, out),
@@ -104,8 +104,8 @@ fn dot<const N: usize>(levels: &[__m512i; 4], quads: &[[i32; N]; 4], j: usize) -
 /// group_scale * (4 shift - 128) times the sum of the group's inputs, one product for two groups.
 ///
 /// With HEADS_LAST a step is read front to back, and each line that is read asks for one further ahead: lines out of
-/// order or all at once cost 3 to 5 % of the memory's speed. The sums of all groups then wait for the heads, for which
-/// there are registers up to three columns.
+/// order or all at once cost 3 to 5 % of the memory's speed, with four columns 10 %. The sums of all groups then wait for
+/// the heads, for which there are registers up to four columns, or nearly.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn int4_columns<const N: usize, const HEADS_LAST: bool>(
     panel: &Panel<'_>,
