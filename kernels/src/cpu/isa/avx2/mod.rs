@@ -49,6 +49,28 @@ pub trait Load: Sized {
     /// # Safety
     /// The CPU has the features, and eight values are readable at `from`, which needs no alignment.
     unsafe fn load8(from: *const Self) -> __m256;
+
+    /// Sixteen values from `from`, exact, in whatever order is fastest.
+    ///
+    /// # Safety
+    /// As for [`Load::load8`], but sixteen.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_pair(from: *const Self) -> [__m256; 2] {
+        // SAFETY: the caller vouches for sixteen readable values.
+        unsafe { [Self::load8(from), Self::load8(from.add(8))] }
+    }
+
+    /// Sixteen inputs in the order of [`Load::load_pair`].
+    ///
+    /// # Safety
+    /// The CPU has the features, and sixteen values are readable at `x`, which needs no alignment.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn inputs_like_pair(x: *const f32) -> [__m256; 2] {
+        // SAFETY: the caller vouches for sixteen readable values.
+        unsafe { [_mm256_loadu_ps(x), _mm256_loadu_ps(x.add(8))] }
+    }
 }
 
 impl Load for f32 {
@@ -76,6 +98,25 @@ impl Load for bf16 {
         // SAFETY: the caller vouches for eight readable values of two bytes.
         let halves = unsafe { _mm_loadu_si128(from.cast()) };
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+    }
+
+    /// Values of even places, then those of odd ones: a shift and a mask.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_pair(from: *const bf16) -> [__m256; 2] {
+        // SAFETY: the caller vouches for sixteen readable values of two bytes.
+        let values = unsafe { _mm256_loadu_si256(from.cast()) };
+        let odd = _mm256_and_si256(values, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(values)), _mm256_castsi256_ps(odd)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn inputs_like_pair(x: *const f32) -> [__m256; 2] {
+        // SAFETY: the caller vouches for four times four readable values.
+        let [a, b, c, d] = unsafe { [0, 4, 8, 12].map(|i| _mm_loadu_ps(x.add(i))) };
+        let (first, second) = (_mm256_set_m128(c, a), _mm256_set_m128(d, b));
+        [_mm256_shuffle_ps::<0x88>(first, second), _mm256_shuffle_ps::<0xdd>(first, second)]
     }
 }
 

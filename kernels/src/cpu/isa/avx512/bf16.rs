@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::super::LANES;
+use super::super::avx2::dense::Stream;
 use super::super::bf16::PairLanes;
 use super::dense::{ROWS, TOKENS, add_to, reduce, transpose};
 use super::{Bf16, lowest};
@@ -209,16 +210,14 @@ unsafe fn dot_tile<const R: usize, const N: usize>(
     (out, stride): (&mut [f32], usize),
 ) {
     let mut sums = [[_mm512_setzero_ps(); R]; N];
-    // What is read next, in the order of memory.
-    let ahead = weights.as_ptr().wrapping_add(R * cols);
+    let mut stream = Stream::new(weights);
     for k in (0..cols).step_by(VALUES) {
-        for r in 0..R {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(R * k + r * VALUES).cast());
-        }
         let mut lanes = [_mm512_setzero_si512(); R];
         for (r, lanes) in lanes.iter_mut().enumerate() {
+            let row = weights.as_ptr().wrapping_add(r * cols + k);
+            stream.ask::<bf16, VALUES>(row);
             // SAFETY: as many values are read as row r has from k on.
-            *lanes = unsafe { load_values(weights.as_ptr().add(r * cols + k), cols - k) };
+            *lanes = unsafe { load_values(row, cols - k) };
         }
         for (t, sums) in sums.iter_mut().enumerate() {
             // SAFETY: token t has whole registers, as far as the weights go.

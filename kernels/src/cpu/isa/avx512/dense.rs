@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::LANES;
-use super::super::avx2::AHEAD;
+use super::super::avx2::dense::Stream;
 use super::{Avx512, lowest, store_lanes};
 use crate::cpu::matrix::Element;
 use crate::quant::Lanes;
@@ -23,6 +23,33 @@ pub trait Load: Sized {
     /// # Safety
     /// As for [`Load::load16`], but that only the values whose bit is set must be readable.
     unsafe fn load_some(from: *const Self, mask: __mmask16) -> __m512;
+
+    /// The first `n` of 32 values, zeros behind them, in whatever order is fastest.
+    ///
+    /// # Safety
+    /// As for [`Load::load16`], but that `n` values must be readable, and n is at most 32.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load_pair(from: *const Self, n: usize) -> [__m512; 2] {
+        if n == PAIR {
+            // SAFETY: the caller vouches for all of them.
+            unsafe { [Self::load16(from), Self::load16(from.add(LANES))] }
+        } else {
+            let (low, high) = (lowest(n), lowest(n.saturating_sub(LANES)));
+            // SAFETY: and here for those of the masks.
+            unsafe { [Self::load_some(from, low), Self::load_some(from.wrapping_add(LANES), high)] }
+        }
+    }
+
+    /// Inputs in the order of [`Load::load_pair`].
+    ///
+    /// # Safety
+    /// The CPU has the features of [`Avx512`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn like_pair(x: [__m512; 2]) -> [__m512; 2] {
+        x
+    }
 }
 
 impl Load for f32 {
@@ -71,6 +98,30 @@ impl Load for bf16 {
         // SAFETY: the caller vouches for the values of the mask; no others are touched.
         upper_halves(unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) })
     }
+
+    /// Values of even places, then those of odd ones: a shift and a mask, where to widen two halves in order would
+    /// take four operations of the units that permute and shift.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load_pair(from: *const bf16, n: usize) -> [__m512; 2] {
+        let values = if n == PAIR {
+            // SAFETY: the caller vouches for 64 readable bytes.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        } else {
+            // SAFETY: the mask has the values that the caller vouches for.
+            unsafe { _mm512_maskz_loadu_epi16((1 << n) - 1, from.cast()) }
+        };
+        let odd = _mm512_and_si512(values, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(values)), _mm512_castsi512_ps(odd)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn like_pair([low, high]: [__m512; 2]) -> [__m512; 2] {
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+        [_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high)]
+    }
 }
 
 impl Load for i8 {
@@ -89,6 +140,9 @@ impl Load for i8 {
     }
 }
 
+/// Values of a step of a row: two registers of f32.
+const PAIR: usize = 2 * LANES;
+
 /// bf16 as f32.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -96,10 +150,14 @@ fn upper_halves(values: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
 }
 
-/// Rows that share the loads of the inputs, and tokens that share those of the weights: 24 sums, four weights and one
+/// Rows (or panels) that share the loads of the inputs, and tokens that share those of the weights: 24 sums, four weights and one
 /// input, of 32 registers.
 pub(super) const ROWS: usize = 4;
 pub(super) const TOKENS: usize = 6;
+
+/// Tokens at once where weights are multiplied as they are read: 16 sums, the inputs in eight registers, and two for a
+/// row's weights.
+const FEW_TOKENS: usize = 4;
 
 pub(in crate::cpu::isa) fn dots<T: Element>(
     _: Avx512,
@@ -109,22 +167,18 @@ pub(in crate::cpu::isa) fn dots<T: Element>(
     (out, stride): (&mut [f32], usize),
 ) {
     let n = x.len() / cols;
-    // A single token is bound by memory, which likes one stream best.
-    let at_once = if n == 1 { 1 } else { ROWS };
-    let width = n.div_ceil(n.div_ceil(TOKENS));
-    for (i, weights) in weights.chunks(at_once * cols).enumerate() {
+    let width = n.div_ceil(n.div_ceil(FEW_TOKENS));
+    for (i, weights) in weights.chunks(ROWS * cols).enumerate() {
         for (j, x) in x.chunks(width * cols).enumerate() {
-            let out = (&mut out[j * width * stride + i * at_once..], stride);
+            let out = (&mut out[j * width * stride + i * ROWS..], stride);
             // SAFETY: the token proves the features; Isa::dots has checked that weights and inputs are whole rows of
             // `cols`, and that there is room for the sums.
             unsafe {
                 match (weights.len() / cols, x.len() / cols) {
-                    (ROWS, 1) => dot_tile::<T, ROWS, 1, 1>(weights, x, cols, out),
-                    (ROWS, 2) => dot_tile::<T, ROWS, 2, 1>(weights, x, cols, out),
-                    (ROWS, 3) => dot_tile::<T, ROWS, 3, 1>(weights, x, cols, out),
-                    (ROWS, 4) => dot_tile::<T, ROWS, 4, 1>(weights, x, cols, out),
-                    (ROWS, 5) => dot_tile::<T, ROWS, 5, 1>(weights, x, cols, out),
-                    (ROWS, 6) => dot_tile::<T, ROWS, 6, 1>(weights, x, cols, out),
+                    (ROWS, 1) => dot_tile::<T, ROWS, 1>(weights, x, cols, out),
+                    (ROWS, 2) => dot_tile::<T, ROWS, 2>(weights, x, cols, out),
+                    (ROWS, 3) => dot_tile::<T, ROWS, 3>(weights, x, cols, out),
+                    (ROWS, FEW_TOKENS) => dot_tile::<T, ROWS, FEW_TOKENS>(weights, x, cols, out),
                     _ => single_dots(weights, x, cols, out),
                 }
             }
@@ -141,51 +195,43 @@ unsafe fn single_dots<T: Element>(weights: &[T], x: &[f32], cols: usize, (out, s
     for (r, weights) in weights.chunks_exact(cols).enumerate() {
         for (t, x) in x.chunks_exact(cols).enumerate() {
             // SAFETY: one row each; the sum's place is in `out`, as the caller vouches.
-            unsafe { dot_tile::<T, 1, 1, 4>(weights, x, cols, (&mut out[t * stride + r..], stride)) };
+            unsafe { dot_tile::<T, 1, 1>(weights, x, cols, (&mut out[t * stride + r..], stride)) };
         }
     }
 }
 
-/// R rows by N tokens, in U independent sums each.
+/// R rows by N tokens.
 ///
 /// # Safety
 /// `weights` has R rows of `cols`, `x` has N; `out` has N rows of R, `stride` apart.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-unsafe fn dot_tile<T: Element, const R: usize, const N: usize, const U: usize>(
+unsafe fn dot_tile<T: Element, const R: usize, const N: usize>(
     weights: &[T],
     x: &[f32],
     cols: usize,
     (out, stride): (&mut [f32], usize),
 ) {
-    let mut sums = [[[_mm512_setzero_ps(); R]; N]; U];
-    // What is read next, in the order of memory: soon after a single row, after several once these are done.
-    let ahead = if R == 1 { AHEAD } else { R * cols * size_of::<T>() };
-    let ahead = weights.as_ptr().cast::<u8>().wrapping_add(ahead);
+    let mut sums = [[_mm512_setzero_ps(); R]; N];
+    let mut stream = Stream::new(weights);
     let mut k = 0;
-    while k + U * LANES <= cols {
-        for line in (0..R * U * LANES * size_of::<T>()).step_by(64) {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(R * k * size_of::<T>() + line).cast());
-        }
-        for sums in &mut sums {
-            // SAFETY: k + LANES <= cols.
-            unsafe { dot_step(weights, x, cols, k, u16::MAX, sums) };
-            k += LANES;
-        }
+    while k + PAIR <= cols {
+        // SAFETY: k + PAIR <= cols.
+        unsafe { dot_step(weights, x, cols, k, PAIR, &mut stream, &mut sums) };
+        k += PAIR;
     }
-    while k < cols {
-        // SAFETY: the mask has no values beyond the rows.
-        unsafe { dot_step(weights, x, cols, k, lowest(cols - k), &mut sums[0]) };
-        k += LANES;
+    if k < cols {
+        // SAFETY: cols - k values are left.
+        unsafe { dot_step(weights, x, cols, k, cols - k, &mut stream, &mut sums) };
     }
-    for (t, sums) in add_parts(sums).into_iter().enumerate() {
+    for (t, sums) in sums.into_iter().enumerate() {
         reduce(sums, &mut out[t * stride..][..R]);
     }
 }
 
-/// Adds the products of up to sixteen weights of each row from `k` on: those that the mask has.
+/// Adds the products of `n` weights of each row from `k` on.
 ///
 /// # Safety
-/// As for [`dot_tile`], and no value of the mask lies beyond the rows.
+/// As for [`dot_tile`]; `n` is at most PAIR, and k + n at most `cols`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 unsafe fn dot_step<T: Element, const R: usize, const N: usize>(
@@ -193,19 +239,23 @@ unsafe fn dot_step<T: Element, const R: usize, const N: usize>(
     x: &[f32],
     cols: usize,
     k: usize,
-    mask: __mmask16,
+    n: usize,
+    stream: &mut Stream,
     sums: &mut [[__m512; R]; N],
 ) {
-    let mut lanes = [_mm512_setzero_ps(); R];
-    for (r, lanes) in lanes.iter_mut().enumerate() {
-        // SAFETY: the caller vouches for the values of row r.
-        *lanes = unsafe { T::load_some(weights.as_ptr().add(r * cols + k), mask) };
+    let mut inputs = [[_mm512_setzero_ps(); 2]; N];
+    for (t, inputs) in inputs.iter_mut().enumerate() {
+        // SAFETY: the caller vouches for n values of token t.
+        *inputs = unsafe { <T as Load>::like_pair(<f32 as Load>::load_pair(x.as_ptr().add(t * cols + k), n)) };
     }
-    for (t, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: and for those of token t.
-        let x = unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().add(t * cols + k)) };
-        for (sum, lanes) in sums.iter_mut().zip(lanes) {
-            *sum = _mm512_fmadd_ps(lanes, x, *sum);
+    for r in 0..R {
+        let row = weights.as_ptr().wrapping_add(r * cols + k);
+        stream.ask::<T, PAIR>(row);
+        // SAFETY: and for those of row r.
+        let weights = unsafe { <T as Load>::load_pair(row, n) };
+        for (sums, inputs) in sums.iter_mut().zip(&inputs) {
+            sums[r] = _mm512_fmadd_ps(weights[0], inputs[0], sums[r]);
+            sums[r] = _mm512_fmadd_ps(weights[1], inputs[1], sums[r]);
         }
     }
 }
