@@ -150,8 +150,8 @@ fn upper_halves(values: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
 }
 
-/// Rows (or panels) that share the loads of the inputs, and tokens that share those of the weights: 24 sums, four weights and one
-/// input, of 32 registers.
+/// Rows (or panels) that share the loads of the inputs, and tokens that share those of the weights: 24 sums, four
+/// weights and one input, of 32 registers.
 pub(super) const ROWS: usize = 4;
 pub(super) const TOKENS: usize = 6;
 
